@@ -1,0 +1,1 @@
+"""How a problem is computed fast: blocks, algorithms, the planner."""

@@ -1,0 +1,11 @@
+"""The algorithms, one a file, all with the same protocol."""
+
+from wherever.engine.algorithms.exact import ExactIntegers
+from wherever.engine.algorithms.im2col import Im2col
+from wherever.engine.algorithms.overlap_save import OverlapSave
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
+from wherever.engine.algorithms.taps import Taps
+
+ALGORITHMS: tuple[Algorithm, ...] = (Im2col(), Taps(), OverlapSave(), ExactIntegers())
+
+__all__ = ["ALGORITHMS", "Algorithm", "ExactIntegers", "Im2col", "OverlapSave", "Prepared", "Taps"]

@@ -1,0 +1,147 @@
+"""im2col: the windows of a block as columns of a matrix, multiplied by the weights through BLAS."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from wherever.engine.algorithms.blockwise import Blockwise
+from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.blocks import Block
+from wherever.engine.machine import Machine, arithmetic_cost, working_dtype
+from wherever.problem import Array, ConvProblem
+
+_COLUMN_BYTES = 4 << 20  # of the matrix of one block: it should stay in the cache until it has been multiplied
+
+
+class Im2col:
+    """Direct summation as a matrix product: (K, C R) times (C R, places)."""
+
+    name = "im2col"
+    sums_directly = True
+
+    def refuses(self, problem: ConvProblem) -> str | None:
+        """Integers and extended precision: BLAS has no product for them."""
+        if working_dtype(problem.dtype).char not in "fdFD":
+            return f"BLAS multiplies float32, float64 and their complex forms, not {problem.dtype}"
+        return None
+
+    def estimate(self, problem: ConvProblem, machine: Machine) -> float:
+        """The product, at the rate that its smaller side allows, and the copy of the columns."""
+        cost = arithmetic_cost(problem)
+        places = problem.batch * math.prod(problem.output)
+        columns = places * problem.in_channels * problem.taps
+        blocks = places / _places(problem) + 1
+        # A product with few rows reads each column once for little work; a copy in short runs does not stream.
+        product = machine.product * max(problem.group_out, 1) / (problem.group_out + 5)
+        run = max(1, problem.group_in if problem.layout == "channels_last" else problem.output[-1])
+        copied = 0 if _is_matrix(problem) else columns / (machine.copy * run / (run + 12))
+        calls = blocks * (10 + problem.groups / 8)
+        return (2 * problem.multiply_adds / product + copied) * cost + calls * machine.call
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """The columns and the result of one block."""
+        size = working_dtype(problem.dtype).itemsize
+        columns = 0 if _is_matrix(problem) else problem.in_channels * problem.taps
+        return (
+            min(_places(problem), problem.batch * math.prod(problem.output)) * size * (columns + problem.out_channels)
+        )
+
+    def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
+        """Pack the weights as one matrix a group."""
+        return Im2colPrepared(problem, operand, bias)
+
+
+def _places(problem: ConvProblem) -> int:
+    size = working_dtype(problem.dtype).itemsize
+    return max(1, _COLUMN_BYTES // max(1, size * max(problem.in_channels * problem.taps, problem.out_channels)))
+
+
+def _is_matrix(problem: ConvProblem) -> bool:
+    """Whether the windows are the input itself: a kernel of one place, nothing skipped or padded."""
+    return problem.taps == 1 and problem.size == problem.output
+
+
+class Im2colPrepared(Blockwise):
+    """Weights as matrices (groups, K, Q); Q runs over (C, R), or (R, C) where channels lie last in memory."""
+
+    def __init__(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> None:
+        # BLAS brings threads of its own to every product.
+        super().__init__(problem, operand, bias, places=_places(problem), parallel=False)
+
+    def pack(self, w: Array) -> Array:
+        """(K, C / groups, *R) to (groups, K / groups, Q)."""
+        p = self.problem
+        w = w.reshape(p.groups, p.group_out, p.group_in, p.taps)
+        if p.layout == "channels_last":
+            w = w.swapaxes(2, 3)
+        return np.ascontiguousarray(w).reshape(p.groups, p.group_out, p.group_in * p.taps)
+
+    def unpack(self, w: Array) -> Array:
+        """(groups, K / groups, Q) to (K, C / groups, *R)."""
+        p = self.problem
+        if p.layout == "channels_last":
+            w = w.reshape(p.groups, p.group_out, p.taps, p.group_in).swapaxes(2, 3)
+        return w.reshape(p.w_shape)
+
+    def forward_block(self, foot: Array, part: Block) -> Array:
+        """W times the columns."""
+        y = np.matmul(self.weight, self._columns(foot, part))
+        return y.reshape(len(foot), self.problem.out_channels, *part.shape)
+
+    def transpose_block(self, y: Array, part: Block) -> Array:
+        """The transpose of W times the outputs; each column goes back to its window."""
+        p = self.problem
+        images = len(y)
+        columns = np.matmul(self.weight.swapaxes(1, 2), self._matrix(y))
+        if p.layout == "channels_last":
+            windows = np.moveaxis(columns.reshape(images, p.groups, p.taps, p.group_in, *part.shape), 2, 3)
+        else:
+            windows = columns.reshape(images, p.groups, p.group_in, p.taps, *part.shape)
+        foot = np.zeros((images, p.groups, p.group_in, *part.foot_shape), self.dtype)
+        for number, tap in enumerate(np.ndindex(p.kernel)):
+            foot[(..., *tap_places(p, part, tap))] += windows[:, :, :, number]
+        return foot.reshape(images, p.in_channels, *part.foot_shape)
+
+    def weight_block(self, foot: Array, y: Array, part: Block) -> Array:
+        """The outputs times the transposed columns, summed over the images."""
+        products = np.matmul(self._matrix(y), self._columns(foot, part).swapaxes(2, 3))
+        return np.add.reduce(products, axis=0)
+
+    def _matrix(self, y: Array) -> Array:
+        """Outputs (n, K, *shape) as (n, groups, K / groups, places)."""
+        return y.reshape(len(y), self.problem.groups, self.problem.group_out, math.prod(y.shape[2:]))
+
+    def _columns(self, foot: Array, part: Block) -> Array:
+        """The windows of a footprint as (n, groups, Q, places), copied along memory."""
+        p = self.problem
+        images, _, *strides = foot.strides
+        windows = as_strided(
+            foot,
+            (len(foot), p.in_channels, *p.kernel, *part.shape),
+            (
+                images,
+                foot.strides[1],
+                *(t * d for t, d in zip(strides[-p.spatial :], p.dilation, strict=True)),
+                *(t * s for t, s in zip(strides[-p.spatial :], p.stride, strict=True)),
+            ),
+            writeable=False,
+        )
+        places, q = math.prod(part.shape), p.group_in * p.taps
+        if p.layout == "channels_first":
+            return windows.reshape(len(foot), p.groups, q, places)
+        # (n, places, groups, R, C) in memory, seen as (n, groups, Q, places).
+        d = p.spatial
+        windows = windows.reshape(len(foot), p.groups, p.group_in, *p.kernel, *part.shape)
+        order = (0, *range(3 + d, 3 + 2 * d), 1, *range(3, 3 + d), 2)
+        return windows.transpose(order).reshape(len(foot), places, p.groups, q).transpose(0, 2, 3, 1)
+
+
+def tap_places(problem: ConvProblem, part: Block, tap: tuple[int, ...]) -> tuple[slice, ...]:
+    """The places of a footprint that one tap of the kernel reads, for all outputs of the block."""
+    return tuple(
+        slice(t * d, t * d + (n - 1) * s + 1, s)
+        for t, d, n, s in zip(tap, problem.dilation, part.shape, problem.stride, strict=True)
+    )

@@ -1,0 +1,373 @@
+"""Overlap-save: tiles of the input multiplied by the kernel's spectrum, through SciPy's fast Fourier transform."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.fft
+
+from wherever.engine.algorithms.blockwise import channels_first, per_channel, store
+from wherever.engine.algorithms.im2col import Im2colPrepared
+from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.blocks import Block, fill_footprint, gather, grid, runs, scatter
+from wherever.engine.machine import Machine, arithmetic_cost, working_dtype
+from wherever.problem import Array, ConvProblem
+
+_TILE_BYTES = 8 << 20  # of all tiles that are transformed at once
+_SPECTRUM_BYTES = 64 << 20  # that the kernel's spectrum may take, or as much as 16 times the kernel
+_LONGEST = 64  # tiles up to so many times as long as the kernel are considered
+
+
+class OverlapSave:
+    """The convolution theorem on tiles: y = F^-1[conj F[w] F[x]] on the part of a tile where nothing wraps around.
+
+    In the transposed direction the same tiles are added instead (overlap-add), and for the gradient by the weights
+    their spectra are summed and transformed back once. Rounding errors are relative to the largest numbers of a tile.
+    A tile whose result is not finite (an infinity or NaN in x, or an overflow in the transform) is summed
+    directly, so that such a number reaches only the outputs whose window covers it.
+    """
+
+    name = "overlap_save"
+    sums_directly = False
+
+    def refuses(self, problem: ConvProblem) -> str | None:
+        """Kernels of one place, integers, and what only direct summation does."""
+        if problem.taps == 1:
+            return "a kernel of one place needs no transform"
+        if working_dtype(problem.dtype).char not in "fdFD":
+            return f"a transform rounds; {problem.dtype} must be summed directly"
+        if not problem.multiply_adds:
+            return "there is nothing to transform"
+        return None
+
+    def estimate(self, problem: ConvProblem, machine: Machine) -> float:
+        """The cost of the best tiles."""
+        return best_tiling(problem, machine).seconds
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """Tiles, their spectra, and the kernel's spectrum."""
+        return best_tiling(problem, Machine()).workspace
+
+    def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
+        """Transform the kernel."""
+        return OverlapSavePrepared(problem, operand, bias)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of outputs, the transforms that they need, and what that costs.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Outputs of a tile in each dimension.
+    lengths : tuple of int
+        Length of the transform in each dimension; where the kernel has one place, there is none and this is the
+        length of the footprint.
+    axes : tuple of int
+        The spatial dimensions that are transformed.
+    tiles : int
+        Number of tiles, over all images.
+    at_once : int
+        How many of them are transformed together.
+    seconds : float
+    workspace : int
+        Bytes.
+    """
+
+    shape: tuple[int, ...]
+    lengths: tuple[int, ...]
+    axes: tuple[int, ...]
+    tiles: int
+    at_once: int
+    seconds: float
+    workspace: int
+
+
+def transform_length(problem: ConvProblem, dim: int, start: int, count: int) -> int:
+    """The shortest circular transform that gives ``count`` outputs from ``start`` on exactly.
+
+    A circular correlation of length T confuses tap t with t' where t - t' is a multiple of T. The inputs k of
+    the tile that are not zero and its outputs j (both counted from the footprint's start) meet at taps
+    t = k - j * stride, between k0 - (count - 1) * stride and k1 - 1; the kernel has taps 0 .. extent - 1. So T must
+    exceed the largest difference between the two ranges. Where zeros lie outside the image, this is less than
+    the length of the footprint: the tile wraps into its own zero border.
+    """
+    stride, extent = problem.stride[dim], problem.extent[dim]
+    last = (count - 1) * stride
+    k0, k1 = 0, last + extent
+    if problem.boundary == 0:
+        foot_start = start * stride - problem.padding[dim][0]
+        inside = runs(foot_start, k1, problem.size[dim], 0)
+        if not inside:
+            return last + 1
+        k0, k1 = inside[0].foot.start, inside[0].foot.stop
+    return max(k1, extent - k0 + last, last + 1)
+
+
+@functools.lru_cache(maxsize=512)
+def best_tiling(problem: ConvProblem, machine: Machine) -> Tiling:
+    """The cheapest tiles within the workspace, of all lengths that transform fast."""
+    axes = tuple(dim for dim, r in enumerate(problem.kernel) if r > 1)
+    options = [
+        _axis_options(problem, dim) if dim in axes else _whole_axis(problem, dim) for dim in range(problem.spatial)
+    ]
+    # Few enough combinations in many dimensions: about a thousand.
+    most = max(2, round(1000 ** (1 / max(len(axes), 1))))
+    options = [choices[:: -(-len(choices) // most)] + choices[-1:] for choices in options]
+    tilings = [_tiling(problem, machine, axes, choice) for choice in itertools.product(*options)]
+    kernel_bytes = math.prod(problem.w_shape) * working_dtype(problem.dtype).itemsize
+    limit = max(_SPECTRUM_BYTES, 16 * kernel_bytes)
+    # The whole image in one tile where nothing smaller exists; else whatever the workspace allows.
+    fitting = [tiling for tiling in tilings if tiling.workspace <= limit + 4 * _TILE_BYTES]
+    return min(fitting or tilings, key=lambda tiling: tiling.seconds)
+
+
+def _whole_axis(problem: ConvProblem, dim: int) -> list[tuple[int, int]]:
+    """(outputs, length) of the axis in one piece, and in pieces."""
+    n = problem.output[dim]
+    pieces = {n, *(-(-n // k) for k in (4, 16, 64))}
+    return [(count, (count - 1) * problem.stride[dim] + 1) for count in sorted(pieces)]
+
+
+def _axis_options(problem: ConvProblem, dim: int) -> list[tuple[int, int]]:
+    """(outputs of a tile, length of its transform): the whole axis, and tiles of fast lengths."""
+    n, stride, extent = problem.output[dim], problem.stride[dim], problem.extent[dim]
+    whole = transform_length(problem, dim, 0, n)
+    real = working_dtype(problem.dtype).kind != "c"
+    options = {(n, scipy.fft.next_fast_len(whole, real))}
+    wanted = {int(extent * factor) for factor in (1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 32, _LONGEST)}
+    for least in wanted | {16, 32, 64, 128, 256, 512, 1024, 4096, 16384}:
+        length = scipy.fft.next_fast_len(least, real)
+        count = (length - extent) // stride + 1
+        if length >= extent and 0 < count < n and length <= max(_LONGEST * extent, 16384):
+            options.add((count, length))
+    return sorted(options)
+
+
+def _tiling(
+    problem: ConvProblem, machine: Machine, axes: tuple[int, ...], choice: tuple[tuple[int, int], ...]
+) -> Tiling:
+    shape = tuple(count for count, _ in choice)
+    lengths = tuple(length for _, length in choice)
+    tiles = problem.batch * math.prod(-(-n // count) for n, count in zip(problem.output, shape, strict=True))
+    places = math.prod(lengths)
+    transformed = math.prod(lengths[dim] for dim in axes)
+    size = working_dtype(problem.dtype).itemsize
+    channels = problem.in_channels + problem.out_channels
+    spectrum = problem.out_channels * problem.group_in * transformed
+    bits = max(1.0, math.log2(transformed))
+    cost = arithmetic_cost(problem)
+    # Transforms of tiles and kernel; products of complex numbers, half as many frequencies as places.
+    passes = 2.5 * bits * (tiles * channels * places + spectrum) / machine.transform
+    multiply_adds = tiles * problem.out_channels * problem.group_in * places / 2
+    product_rate = (
+        machine.sweep / 4 if _elementwise(problem) else machine.product / (16 if problem.group_in < 16 else 10)
+    )
+    moves = 4 * tiles * channels * places / machine.copy
+    per_tile = size * channels * places
+    at_once = max(1, min(tiles, _TILE_BYTES // max(1, per_tile)))
+    calls = -(-tiles // at_once) * 20 + 4 * tiles
+    # Three arrays of tiles stand beside each other: the tiles, their spectra, the product of spectra.
+    workspace = 3 * at_once * per_tile + 2 * size * spectrum
+    seconds = (passes + 2 * multiply_adds / product_rate + moves) * cost + calls * machine.call * 2
+    return Tiling(shape, lengths, axes, tiles, at_once, seconds, workspace)
+
+
+def _elementwise(problem: ConvProblem) -> bool:
+    """Whether spectra are multiplied channel by channel instead of by matrix products."""
+    return problem.group_in * problem.group_out <= 4
+
+
+class OverlapSavePrepared:
+    """The kernel's spectrum, (groups, K / groups, C / groups, F) or (groups, F, K / groups, C / groups)."""
+
+    def __init__(
+        self, problem: ConvProblem, operand: Array, bias: Array | None = None, tiling: Tiling | None = None
+    ) -> None:
+        self.problem = problem
+        self.dtype: np.dtype[Any] = working_dtype(problem.dtype)
+        self.bias = per_channel(problem, bias, self.dtype)
+        self.tiling = tiling = tiling or best_tiling(problem, Machine())
+        self.operand = operand
+        self.axes = tuple(tiling.axes)
+        self.lengths = tuple(tiling.lengths[dim] for dim in self.axes)
+        self.elementwise = _elementwise(problem)
+        if problem.direction == "weight_gradient":
+            self.y = channels_first(problem, operand)
+        else:
+            self.weight = self._weight_spectrum(operand)
+
+    @functools.cached_property
+    def direct(self) -> Im2colPrepared:
+        """Direct summation of what a transform would spoil."""
+        return Im2colPrepared(self.problem, self.operand)
+
+    def run(self, source: Array, out: Array, threads: int) -> None:
+        """Compute into ``out``; see `Prepared.run`."""
+        problem, tiling = self.problem, self.tiling
+        source = channels_first(problem, source)
+        parts = list(grid(problem, tiling.shape))
+        batches = [parts[i : i + tiling.at_once] for i in range(0, len(parts), tiling.at_once)]
+        with np.errstate(all="ignore"):  # numbers that overflow or are not finite are data, not errors
+            if problem.direction == "forward":
+                self._forward(source, channels_first(problem, out), batches, threads)
+            elif problem.direction == "transpose":
+                self._transpose(source, channels_first(problem, out), batches, threads)
+            else:
+                self._weight_gradient(source, out, batches, threads)
+
+    def _forward(self, x: Array, result: Array, batches: list[list[Block]], threads: int) -> None:
+        p = self.problem
+        for parts in batches:
+            spectra = self._spectra(self._input_tiles(x, parts), p.group_in, threads)
+            tiles = self._tiles(self._product(spectra, self.weight), p.out_channels, threads)
+            for part, tile in zip(parts, tiles, strict=True):
+                y = tile[(None, slice(None), *self._output_places(part))]
+                if not np.isfinite(np.sum(y)):
+                    y = self.direct.forward_block(gather(p, x, part, self.dtype), part)
+                store(result[part.outputs], y, self.bias)
+
+    def _transpose(self, y: Array, result: Array, batches: list[list[Block]], threads: int) -> None:
+        p = self.problem
+        sums = result if result.dtype == self.dtype else np.zeros(result.shape, self.dtype)
+        sums[...] = 0
+        for parts in batches:
+            spectra = self._spectra(self._output_tiles(y, parts), p.group_out, threads)
+            tiles = self._tiles(self._product(spectra, self.weight), p.in_channels, threads)
+            for part, tile in zip(parts, tiles, strict=True):
+                foot = tile[None]
+                if not np.isfinite(np.sum(foot)):
+                    foot = self.direct.transpose_block(y[part.outputs].astype(self.dtype), part)
+                scatter(p, sums, part, foot)
+        if sums is not result or self.bias is not None:
+            store(result, sums, self.bias)
+
+    def _weight_gradient(self, x: Array, out: Array, batches: list[list[Block]], threads: int) -> None:
+        p = self.problem
+        total: Array | None = None
+        for parts in batches:
+            xs = self._spectra(self._input_tiles(x, parts), p.group_in, threads)
+            # Read backwards, as the kernel is in the forward direction.
+            ys = self._spectra(self._output_tiles(self.y, parts).conj(), p.group_out, threads).conj()
+            if self.elementwise:  # (tiles, groups, channels, F) each
+                added = np.einsum("igcf,igkf->gkcf", xs, ys)
+            else:  # (groups, F, channels, tiles) each
+                added = np.matmul(ys, xs.swapaxes(2, 3))
+            total = added if total is None else total + added
+        assert total is not None  # refused: a problem without terms
+        if not self.elementwise:
+            total = np.moveaxis(total, 1, 3)
+        w = self._inverse(total.reshape(p.out_channels, p.group_in, *self._frequencies()), threads)
+        taken = tuple(
+            np.arange(p.kernel[dim]) * p.dilation[dim] if dim in self.axes else np.zeros(1, np.intp)
+            for dim in range(p.spatial)
+        )
+        # Taps beyond the transform meet no input at all.
+        beyond = [t >= n for t, n in zip(taken, self._kernel_lengths(), strict=True)]
+        w = w.reshape(p.out_channels, p.group_in, *self._kernel_lengths())
+        picked = np.ix_(*(np.where(b, 0, t) for b, t in zip(beyond, taken, strict=True)))
+        w = w[(slice(None), slice(None), *picked)]
+        for dim, b in enumerate(beyond):
+            w[(slice(None), slice(None), *[slice(None)] * dim, b)] = 0
+        if np.isfinite(np.sum(w)):
+            store(out, w, None)
+        else:
+            self.direct.run(np.moveaxis(x, 1, -1) if p.layout == "channels_last" else x, out, threads)
+
+    def _kernel_lengths(self) -> tuple[int, ...]:
+        """Lengths of the transform; 1 where there is none."""
+        return tuple(n if dim in self.axes else 1 for dim, n in enumerate(self.tiling.lengths))
+
+    def _weight_spectrum(self, w: Array) -> Array:
+        p = self.problem
+        lengths = self._kernel_lengths()
+        spread = np.zeros((p.out_channels, p.group_in, *lengths), self.dtype)
+        # Taps at their dilated places; those beyond the transform meet no input.
+        reached = tuple(min(r, -(-n // d)) for r, n, d in zip(p.kernel, lengths, p.dilation, strict=True))
+        places = tuple(slice(0, (m - 1) * d + 1, d) for m, d in zip(reached, p.dilation, strict=True))
+        spread[(..., *places)] = w[(..., *(slice(0, m) for m in reached))]
+        flat = spread.reshape(p.out_channels, p.group_in, *self.lengths)
+        if p.direction == "forward":
+            # Correlation: the spectrum of the kernel read backwards, tap t at -t.
+            spectrum = self._forward_transform(flat.conj(), 1).conj()
+        else:
+            spectrum = self._forward_transform(flat, 1)
+        spectrum = spectrum.reshape(p.groups, p.group_out, p.group_in, math.prod(self._frequencies()))
+        if p.direction == "transpose":
+            spectrum = spectrum.swapaxes(1, 2)
+        return spectrum if self.elementwise else np.ascontiguousarray(np.moveaxis(spectrum, 3, 1))
+
+    def _input_tiles(self, x: Array, parts: list[Block]) -> Array:
+        """Footprints in the corner of zero tiles, (tiles, C, *lengths)."""
+        p, lengths = self.problem, self.tiling.lengths
+        tiles = np.zeros((len(parts), p.in_channels, *lengths), self.dtype)
+        for tile, part in zip(tiles, parts, strict=True):
+            cut = tuple(min(n, m) for n, m in zip(part.foot_shape, lengths, strict=True))
+            # A footprint longer than its transform ends in zeros.
+            shortened = Block(part.images, part.start, part.shape, part.foot_start, cut)
+            fill_footprint(p, x[part.images], shortened, tile[(None, slice(None), *(slice(0, m) for m in cut))])
+        return tiles
+
+    def _output_tiles(self, y: Array, parts: list[Block]) -> Array:
+        """Outputs at the places of their windows' first taps in zero tiles, (tiles, K, *lengths)."""
+        tiles = np.zeros((len(parts), self.problem.out_channels, *self.tiling.lengths), self.dtype)
+        for tile, part in zip(tiles, parts, strict=True):
+            tile[(slice(None), *self._output_places(part))] = y[part.outputs][0]
+        return tiles
+
+    def _output_places(self, part: Block) -> tuple[slice, ...]:
+        return tuple(slice(0, (n - 1) * s + 1, s) for n, s in zip(part.shape, self.problem.stride, strict=True))
+
+    # Tiles (tiles, channels, *lengths) and spectra: dimensions that are not transformed are taken to the tiles, so that
+    # spectra are (tiles', groups, channels / groups, F) or, for products, (groups, F, channels / groups, tiles').
+
+    def _spectra(self, tiles: Array, group: int, threads: int) -> Array:
+        p = self.problem
+        kept = [2 + dim for dim in range(p.spatial) if dim not in self.axes]
+        order = (0, *kept, 1, *(2 + dim for dim in self.axes))
+        spectra = self._forward_transform(tiles.transpose(order), threads)
+        spectra = spectra.reshape(-1, p.groups, group, math.prod(self._frequencies()))
+        return spectra if self.elementwise else np.ascontiguousarray(spectra.transpose(1, 3, 2, 0))
+
+    def _product(self, spectra: Array, weight: Array) -> Array:
+        """Spectra times the kernel's, summed over the channels of a group."""
+        if not self.elementwise:
+            return np.matmul(weight, spectra)
+        result = spectra[:, :, None, 0] * weight[None, :, :, 0]
+        for c in range(1, spectra.shape[2]):
+            result += spectra[:, :, None, c] * weight[None, :, :, c]
+        return result
+
+    def _tiles(self, spectra: Array, channels: int, threads: int) -> Array:
+        p = self.problem
+        if not self.elementwise:
+            spectra = np.ascontiguousarray(spectra.transpose(3, 0, 2, 1))
+        kept = [self.tiling.lengths[dim] for dim in range(p.spatial) if dim not in self.axes]
+        spectra = spectra.reshape(-1, *kept, channels, *self._frequencies())
+        tiles = self._inverse(spectra, threads)
+        back = [dim for dim in range(p.spatial) if dim not in self.axes]
+        order = [0, 1 + len(kept)]
+        for dim in range(p.spatial):
+            order.append(1 + back.index(dim) if dim in back else 2 + len(kept) + self.axes.index(dim))
+        return tiles.transpose(order)
+
+    def _frequencies(self) -> tuple[int, ...]:
+        return self.lengths if self.dtype.kind == "c" else (*self.lengths[:-1], self.lengths[-1] // 2 + 1)
+
+    def _forward_transform(self, a: Array, threads: int) -> Array:
+        axes = tuple(range(-len(self.axes), 0))
+        transform = scipy.fft.fftn if self.dtype.kind == "c" else scipy.fft.rfftn
+        spectrum: Array = transform(a, axes=axes, workers=threads)
+        return spectrum
+
+    def _inverse(self, a: Array, threads: int) -> Array:
+        axes = tuple(range(-len(self.axes), 0))
+        transform = scipy.fft.ifftn if self.dtype.kind == "c" else scipy.fft.irfftn
+        result: Array = transform(a, s=self.lengths, axes=axes, workers=threads)
+        return result

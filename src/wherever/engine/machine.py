@@ -1,0 +1,48 @@
+"""Machine: the few rates from which the cost of an algorithm is estimated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wherever.problem import ConvProblem
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of one thread in float32, as the portable algorithms see them; only their ratios decide.
+
+    Attributes
+    ----------
+    product : float
+        Floating-point operations a second of a large matrix product (BLAS).
+    copy : float
+        Elements a second written by a copy along memory.
+    sweep : float
+        Elements a second of one elementwise operation on arrays that stay in the cache.
+    transform : float
+        Floating-point operations a second of a fast Fourier transform, counted as 2.5 n log2 n for real data.
+    call : float
+        Seconds that one call of a NumPy function costs before it does anything.
+    """
+
+    product: float = 1.1e11
+    copy: float = 1.0e10
+    sweep: float = 5.5e9
+    transform: float = 1.2e10
+    call: float = 1.5e-6
+
+
+def arithmetic_cost(problem: ConvProblem) -> float:
+    """How much longer than in float32 an operation takes: twice the bytes, four products of a complex one."""
+    dtype = working_dtype(problem.dtype)
+    return dtype.itemsize / 4 * (2 if dtype.kind == "c" else 1)
+
+
+def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type in which sums are taken: half precision in float32, booleans as integers, anything else as it is."""
+    if dtype.name in ("float16", "bfloat16"):
+        return np.dtype(np.float32)
+    return np.dtype(np.int64) if dtype.kind == "b" else dtype

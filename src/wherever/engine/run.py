@@ -1,0 +1,114 @@
+"""Threads and workspaces: how many processors are used, and memory that is used again."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from wherever.problem import Array, integer
+
+T = TypeVar("T")
+
+_KEPT_BYTES = 32 << 20  # a workspace larger than this is given back after use
+
+_threads: int | None = None
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
+_local = threading.local()
+
+
+def available_threads() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def set_threads(threads: int | None) -> None:
+    """Set how many threads a convolution uses when its plan does not say.
+
+    Parameters
+    ----------
+    threads : int or None
+        At least 1. None: the processors that this process may use (the default).
+
+    Notes
+    -----
+    Results do not depend on the number of threads, to the last bit. Matrix products of the portable algorithms run on
+    NumPy's BLAS, whose own threads are set by its own means (`OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS`).
+    """
+    global _threads
+    _threads = None if threads is None else integer("threads", threads, minimum=1)
+
+
+def get_threads() -> int:
+    """Return how many threads a convolution uses when its plan does not say."""
+    return _threads or available_threads()
+
+
+def for_each(function: Callable[[T], object], items: Iterable[T], threads: int) -> None:
+    """Call ``function`` on each item, on up to ``threads`` threads; the first error is raised.
+
+    The items must write to disjoint places: then the result is the same for any number of threads. Numbers that
+    overflow or are not finite are data here, not errors: NumPy's warnings about them are off.
+    """
+    work = list(items)
+    workers = max(1, min(threads, len(work)))
+
+    # Each worker takes every so-many-th item: enough where items cost about the same, and free of queues.
+    def share(first: int) -> None:
+        with np.errstate(all="ignore"):
+            for item in work[first::workers]:
+                function(item)
+
+    futures = [_executor().submit(share, i) for i in range(1, workers)]
+    try:
+        share(0)
+    finally:
+        errors = [future.exception() for future in futures]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max(available_threads(), 16), thread_name_prefix="wherever")
+        return _pool
+
+
+def _forget_pool() -> None:
+    """A forked child has none of its parent's threads."""
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def workspace(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """Return an uninitialised array for use inside one call, from memory that this thread keeps.
+
+    Fresh memory costs a page fault every 4 KiB, which is half the time of some convolutions. Two arrays of one name
+    must not be in use at once.
+    """
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    if size > _KEPT_BYTES:
+        return np.empty(shape, kind)
+    buffers: dict[str, npt.NDArray[np.uint8]] = _local.__dict__.setdefault("buffers", {})
+    buffer = buffers.get(name)
+    if buffer is None or buffer.size < size:
+        buffer = buffers[name] = np.empty(size, np.uint8)
+    result: npt.NDArray[Any] = buffer[:size].view(kind).reshape(shape)
+    return result

@@ -1,0 +1,27 @@
+"""What all tests share: how many examples hypothesis draws, and where the real data lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "wherever",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    max_examples=int(os.environ.get("WHEREVER_EXAMPLES", "100")),
+)
+settings.load_profile("wherever")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data; the test is skipped where there is none."""
+    folder = os.environ.get("WHEREVER_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("WHEREVER_DATA names no folder of real data")
+    return Path(folder)

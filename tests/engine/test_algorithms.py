@@ -1,0 +1,166 @@
+"""Every algorithm, in every direction it does not refuse, against the reference over the whole space of problems."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import FLOATS, assert_close, disguised, expected, numbers, problems
+
+from wherever.engine import algorithms
+from wherever.engine.algorithms import ALGORITHMS, ExactIntegers, Im2col, OverlapSave, Taps, blockwise
+from wherever.engine.machine import Machine
+from wherever.problem import ConvProblem
+
+
+@settings(max_examples=settings().max_examples * 5)
+@given(problem=problems(), seed=st.integers(0, 1000))
+def test_every_algorithm_agrees_with_the_reference(problem, seed):
+    source = disguised(numbers(problem.source_shape, problem.dtype, seed), seed)
+    operand = disguised(numbers(problem.operand_shape, problem.dtype, seed + 1), seed + 1)
+    truth = expected(problem, source, operand)
+    willing = [a for a in ALGORITHMS if a.refuses(problem) is None]
+    assert willing
+    for algorithm in willing:
+        assert algorithm.estimate(problem, Machine()) >= 0
+        out = np.full(problem.result_shape, 9).astype(problem.dtype)
+        algorithm.prepare(problem, operand).run(source, out, 1)
+        assert_close(out, truth, problem.dtype)
+
+
+@given(problem=problems(directions=("forward", "transpose"), dtypes=FLOATS), seed=st.integers(0, 1000))
+def test_same_bits_for_any_number_of_threads(problem, seed):
+    source, operand = numbers(problem.source_shape, problem.dtype, seed), numbers(problem.operand_shape, problem.dtype)
+    for algorithm in (a for a in ALGORITHMS if a.refuses(problem) is None):
+        prepared = algorithm.prepare(problem, operand)
+        results = []
+        for threads in (1, 2, 5):
+            out = np.empty(problem.result_shape, problem.dtype)
+            prepared.run(source, out, threads)
+            results.append(out.tobytes())
+        assert results[0] == results[1] == results[2]
+
+
+@given(problem=problems(directions=("forward",), dtypes=("float32", "complex128")), seed=st.integers(0, 1000))
+def test_numbers_that_are_not_finite_stay_local(problem, seed):
+    random = np.random.default_rng(seed)
+    x = numbers(problem.x_shape, problem.dtype, seed)
+    if not x.size or not problem.multiply_adds:
+        return
+    w = numbers(problem.w_shape, problem.dtype)
+    for _ in range(random.integers(1, 4)):
+        x[tuple(random.integers(0, n) for n in x.shape)] = random.choice([np.nan, np.inf, -np.inf])
+    with np.errstate(all="ignore"):
+        truth = expected(problem, x, w)
+    for algorithm in (a for a in ALGORITHMS if a.refuses(problem) is None):
+        out = np.empty(problem.result_shape, problem.dtype)
+        algorithm.prepare(problem, w).run(x, out, 1)
+        np.testing.assert_array_equal(np.isfinite(out), np.isfinite(truth))
+        if problem.dtype.kind == "f":
+            np.testing.assert_array_equal(np.isnan(out), np.isnan(truth))
+        finite = np.isfinite(truth)
+        np.testing.assert_allclose(out[finite], truth[finite].astype(problem.dtype), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("direction", ["transpose", "weight_gradient"])
+def test_numbers_that_are_not_finite_stay_local_in_the_gradients(direction):
+    problem = ConvProblem.from_shapes((1, 2, 40, 40), (2, 2, 5, 5), padding="same", direction=direction)
+    source, operand = numbers(problem.source_shape, "float32"), numbers(problem.operand_shape, "float32")
+    source[0, 1, 20, 20] = np.nan
+    results = []
+    for algorithm in (Im2col(), OverlapSave()):
+        out = np.empty(problem.result_shape, np.float32)
+        algorithm.prepare(problem, operand).run(source, out, 1)
+        results.append(np.isnan(out))
+    assert 0 < results[0].sum() < results[0].size
+    np.testing.assert_array_equal(*results)
+
+
+def test_an_overflow_of_the_transform_alone_is_summed_directly():
+    problem = ConvProblem.from_shapes((1, 1, 64), (1, 1, 5), padding="same")
+    x = np.full(problem.x_shape, 3e38, np.float32)
+    w = np.array([[[0, 0, 1, 0, 0]]], np.float32)
+    out = np.empty(problem.y_shape, np.float32)
+    OverlapSave().prepare(problem, w).run(x, out, 1)
+    np.testing.assert_array_equal(out, x)
+
+
+@pytest.mark.parametrize("algorithm", [Im2col(), Taps(), OverlapSave()], ids=lambda a: a.name)
+def test_many_blocks(algorithm, monkeypatch):
+    """Problems larger than one block, cut in each of the ways that there are."""
+    monkeypatch.setattr(algorithms.im2col, "_COLUMN_BYTES", 3000)
+    monkeypatch.setattr(algorithms.taps, "_BLOCK_ELEMENTS", 60)
+    monkeypatch.setattr(algorithms.overlap_save, "_TILE_BYTES", 20000)
+    for direction in ("forward", "transpose", "weight_gradient"):
+        for boundary in ("zeros", "reflect", 1.5):
+            for layout in ("channels_first", "channels_last"):
+                x_shape = (3, 4, 37, 29) if layout == "channels_first" else (3, 37, 29, 4)
+                problem = ConvProblem.from_shapes(
+                    x_shape,
+                    (6, 2, 5, 3),
+                    groups=2,
+                    padding=((3, 4), (1, 0)),
+                    stride=(1, 2),
+                    boundary=boundary,
+                    layout=layout,
+                    direction=direction,
+                    dtype="float64",
+                )
+                source, operand = numbers(problem.source_shape, "float64"), numbers(problem.operand_shape, "float64", 1)
+                out = np.empty(problem.result_shape)
+                algorithm.prepare(problem, operand).run(source, out, 2)
+                assert_close(out, expected(problem, source, operand), "float64")
+
+
+def test_tiles_of_every_length_give_the_same_result():
+    """All tilings that the planner may consider, not only the one it prefers."""
+    problem = ConvProblem.from_shapes((2, 1, 50, 70), (1, 1, 7, 4), padding=((9, 2), (0, 5)), dtype="float64")
+    x, w = numbers(problem.x_shape, "float64"), numbers(problem.w_shape, "float64", 1)
+    truth = expected(problem, x, w)
+    module = algorithms.overlap_save
+    options = [module._axis_options(problem, dim) for dim in range(2)]
+    seen = 0
+    for rows in options[0]:
+        for columns in options[1]:
+            tiling = module._tiling(problem, Machine(), (0, 1), (rows, columns))
+            prepared = module.OverlapSavePrepared(problem, w, tiling=tiling)
+            out = np.empty(problem.y_shape)
+            prepared.run(x, out, 1)
+            assert_close(out, truth, "float64")
+            seen += 1
+    assert seen > 10
+
+
+def test_integers_choose_by_what_can_occur():
+    """Float32, float64 and integer sums give the same integers on the two sides of each bound."""
+    for largest in (1, 1000, 1 << 20, 1 << 30):
+        problem = ConvProblem.from_shapes((1, 3, 9, 9), (2, 3, 3, 3), dtype="int64")
+        x = np.random.default_rng(0).integers(-largest, largest, problem.x_shape, endpoint=True)
+        w = np.random.default_rng(1).integers(-largest, largest, problem.w_shape, endpoint=True)
+        out = np.empty(problem.y_shape, np.int64)
+        ExactIntegers().prepare(problem, w).run(x, out, 1)
+        assert_close(out, expected(problem, x, w), "int64")
+
+
+def test_a_large_kernel_wraps_into_the_zero_border():
+    """The source's translation invariant layer needs transforms of 2 H - 1 places, not of 3 H - 2."""
+    problem = ConvProblem.from_shapes((1, 1, 100), (1, 1, 199), padding="same")
+    assert algorithms.overlap_save.transform_length(problem, 0, 0, 100) == 199
+    edge = dataclasses.replace(problem, boundary="edge")
+    assert algorithms.overlap_save.transform_length(edge, 0, 0, 100) == 298
+
+
+def test_sums_in_half_precision_are_taken_in_single():
+    problem = ConvProblem.from_shapes((1, 1, 5000), (1, 1, 4000), dtype="float16")
+    x, w = np.ones(problem.x_shape, np.float16), np.full(problem.w_shape, 0.25, np.float16)
+    for algorithm in (a for a in ALGORITHMS if a.refuses(problem) is None):
+        out = np.empty(problem.y_shape, np.float16)
+        algorithm.prepare(problem, w).run(x, out, 1)
+        np.testing.assert_array_equal(out, np.float16(1000))
+
+
+def test_storing_keeps_integers_modulo_their_range():
+    target = np.empty(3, np.int8)
+    blockwise.store(target, np.array([127.0, 128.0, -300.0]), None)
+    np.testing.assert_array_equal(target, [127, -128, -44])

@@ -1,0 +1,117 @@
+"""Random convolution problems and arrays of every kind, and how results are compared with the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from wherever import reference
+from wherever.problem import ConvProblem
+
+FLOATS = ("float32", "float64", "complex64", "complex128")
+DTYPES = (*FLOATS, "float16", "longdouble", "int8", "uint8", "int32", "uint16", "int64", "bool")
+BOUNDARIES = ("zeros", "edge", "reflect", "symmetric", "wrap", "number")
+
+# What a result may differ by, relative to the largest number of the reference.
+TOLERANCE = {"float32": 8e-6, "complex64": 8e-6, "float64": 1e-14, "complex128": 1e-14, "float16": 1e-3}
+
+
+@st.composite
+def problems(draw, directions=("forward", "transpose", "weight_gradient"), dtypes=DTYPES, boundaries=BOUNDARIES):
+    """Problems of 1 to 3 dimensions, small enough for the reference; empty batches, channels and images among them."""
+    spatial = draw(st.sampled_from([1, 2, 2, 3]))
+    largest = {1: 40, 2: 12, 3: 6}[spatial]
+
+    def each(low, high):
+        return draw(st.tuples(*[st.integers(low, high)] * spatial))
+
+    kernel, stride, dilation = each(1, 7 - 2 * (spatial - 1)), each(1, 3), each(1, 3)
+    size = each(0 if draw(st.integers(0, 9)) == 0 else 1, largest)
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    group_in, group_out = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    dtype = np.dtype(draw(st.sampled_from(dtypes)))
+    boundary = draw(st.sampled_from(boundaries)) if min(size) else "zeros"
+    if boundary == "number":
+        boundary = 2.5 if dtype.kind in "fc" else 1
+    # At least as much padding as the kernel needs, so that every draw is a problem.
+    extent = tuple((r - 1) * d + 1 for r, d in zip(kernel, dilation, strict=True))
+    padding = []
+    for n, e in zip(size, extent, strict=True):
+        before, after = draw(st.integers(0, e + 1)), draw(st.integers(0, e + 1))
+        padding.append((before, max(after, e - n - before)))
+    channels = groups * group_in
+    layout = draw(st.sampled_from(["channels_first", "channels_last"]))
+    batch = draw(st.integers(0, 3))
+    return ConvProblem.from_shapes(
+        (batch, channels, *size) if layout == "channels_first" else (batch, *size, channels),
+        (groups * group_out, group_in, *kernel),
+        dtype=dtype,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        boundary=boundary,
+        layout=layout,
+        direction=draw(st.sampled_from(directions)),
+    )
+
+
+def numbers(shape, dtype, seed=0):
+    """Random numbers of one scale, of any dtype."""
+    random, dtype = np.random.default_rng(seed), np.dtype(dtype)
+    if dtype.kind == "b":
+        return random.integers(0, 2, shape).astype(bool)
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        return random.integers(max(info.min, -1000), min(info.max, 1000), shape, endpoint=True).astype(dtype)
+    values = random.standard_normal(shape)
+    if dtype.kind == "c":
+        values = values + 1j * random.standard_normal(shape)
+    return values.astype(dtype)
+
+
+def disguised(array, seed=0):
+    """The same numbers in another memory order, byte order, alignment, or read-only."""
+    random = np.random.default_rng(seed)
+    if array.ndim and random.integers(2):
+        order = random.permutation(array.ndim)
+        array = np.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order))
+    if array.size and random.integers(2):
+        spread = np.zeros([2 * n for n in array.shape], array.dtype)[tuple(slice(None, None, 2) for _ in array.shape)]
+        spread[...] = array
+        array = spread[(slice(None, None, -1),) * array.ndim][(slice(None, None, -1),) * array.ndim]
+    if random.integers(2):
+        array = array.astype(array.dtype.newbyteorder())
+    if random.integers(2):
+        raw = np.zeros(array.size * array.dtype.itemsize + 1, np.uint8)
+        shifted = raw[1:].view(array.dtype).reshape(array.shape)
+        shifted[...] = array
+        array = shifted
+    array = array.view()
+    array.flags.writeable = False
+    return array
+
+
+def expected(problem, source, operand):
+    """The reference's answer, in the widest type."""
+    function = {
+        "forward": reference.conv,
+        "transpose": reference.transpose,
+        "weight_gradient": reference.weight_gradient,
+    }[problem.direction]
+    return function(problem, source, operand)
+
+
+def assert_close(result, truth, dtype):
+    """Within the accuracy promise for floats; equal, modulo the range of the type, for integers."""
+    dtype = np.dtype(dtype)
+    assert result.shape == truth.shape
+    if dtype.kind == "b":
+        np.testing.assert_array_equal(result, truth != 0)
+    elif dtype.kind in "iu":
+        modulus = 2 ** (8 * dtype.itemsize)
+        assert all((int(a) - int(b)) % modulus == 0 for a, b in zip(result.flat, truth.flat, strict=True))
+    elif truth.size:
+        scale = np.abs(truth).max() or 1
+        error = np.abs(result - truth).max() / scale
+        assert error <= TOLERANCE.get(dtype.name, 1e-16), f"error {error:.3g} of the largest result"
