@@ -1,27 +1,22 @@
-"""Threads and workspaces: how many processors are used, and memory that is used again."""
+"""Threads: how many processors are used, and how work is shared among them."""
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from wherever.problem import Array, integer
+from wherever.problem import integer
 
 T = TypeVar("T")
-
-_KEPT_BYTES = 32 << 20  # a workspace larger than this is given back after use
 
 _threads: int | None = None
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
-_local = threading.local()
 
 
 def available_threads() -> int:
@@ -94,21 +89,3 @@ def _forget_pool() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
-
-
-def workspace(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-    """Return an uninitialised array for use inside one call, from memory that this thread keeps.
-
-    Fresh memory costs a page fault every 4 KiB, which is half the time of some convolutions. Two arrays of one name
-    must not be in use at once.
-    """
-    kind = np.dtype(dtype)
-    size = math.prod(shape) * kind.itemsize
-    if size > _KEPT_BYTES:
-        return np.empty(shape, kind)
-    buffers: dict[str, npt.NDArray[np.uint8]] = _local.__dict__.setdefault("buffers", {})
-    buffer = buffers.get(name)
-    if buffer is None or buffer.size < size:
-        buffer = buffers[name] = np.empty(size, np.uint8)
-    result: npt.NDArray[Any] = buffer[:size].view(kind).reshape(shape)
-    return result
