@@ -1,5 +1,6 @@
 """conv, conv_transpose, correlate, convolve, their gradients and plan: against the reference, SciPy and PyTorch."""
 
+import tracemalloc
 import warnings
 
 import ml_dtypes
@@ -421,3 +422,28 @@ def test_a_transposed_problem_is_the_forward_one_backwards():
     problem = ConvProblem.transposed((1, 2, 5), (2, 3, 4), stride=2, padding=1, output_padding=1)
     assert problem.result_shape == (1, 3, 11)
     assert problem.y_shape == (1, 2, 5)
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("direction", ["forward", "input gradient", "weight gradient"])
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("kernel", [3, 15, 63])
+def test_memory_beside_input_and_output_is_bounded(kernel, dtype, direction):
+    """64 MiB at most, also where the image is of another type than the sums (which would take 4 times its size)."""
+    x = np.ones((2, 2000, 3000), dtype)
+    w = np.ones((2, 2, kernel, kernel), np.float32)
+    g = np.ones(x.shape, np.float32)
+    tracemalloc.start()
+    try:
+        if direction == "forward":
+            result = ops.conv(x, w, padding="same", boundary="edge")
+        elif direction == "input gradient":
+            result = ops.conv_input_gradient(g, w, x.shape, padding="same", boundary="edge")
+        else:
+            result = ops.conv_weight_gradient(g, x, w.shape, padding="same", boundary="edge")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - result.nbytes < 64 << 20
