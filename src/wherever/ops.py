@@ -807,7 +807,9 @@ def _plain_padding(kernel: tuple[int, ...], mode: str) -> list[tuple[int, int]]:
 
 
 def _plain(a: Array, kernel: Array, mode: str, boundary: Boundary) -> Array:
-    return conv(a[None], kernel[None, None], padding=_plain_padding(kernel.shape, mode), boundary=boundary)[0]
+    x, w = a[None], kernel[None, None]
+    y: Array = conv(x, w, padding=_plain_padding(kernel.shape, mode), boundary=boundary)[0]
+    return y
 
 
 def _plain_gradients(g: Array, a: Array, kernel: Array, mode: str, boundary: Boundary) -> tuple[Array, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,11 @@ def cut(problem: ConvProblem, places: int) -> Iterator[Block]:
         shape[dim] = -(-shape[dim] // -(-shape[dim] // most))
     images = max(1, places // math.prod(problem.output)) if tuple(shape) == problem.output else 1
     yield from grid(problem, tuple(shape), images)
+
+
+def last_axes(index: Iterable[Any]) -> tuple[Any, ...]:
+    """The index of the last axes of an array, whatever is before them."""
+    return (..., *index)
 
 
 def grid(problem: ConvProblem, shape: tuple[int, ...], images: int = 1) -> Iterator[Block]:
@@ -146,7 +151,8 @@ def gather(problem: ConvProblem, x: Array, part: Block, dtype: np.dtype[Any]) ->
     )
     x = x[part.images]
     if None not in inside:
-        return x[(..., *inside)].astype(dtype, copy=False)
+        seen: Array = x[last_axes(inside)].astype(dtype, copy=False)
+        return seen
     # In the memory order of x, so that the copy runs along memory.
     if problem.layout == "channels_last":
         result = np.moveaxis(np.empty((len(x), *part.foot_shape, problem.in_channels), dtype), -1, 1)
@@ -161,15 +167,14 @@ def fill_footprint(problem: ConvProblem, x: Array, part: Block, result: Array) -
     if not isinstance(problem.boundary, str):
         result[...] = problem.boundary
     for combination in _combinations(problem, part):
-        result[(..., *(run.foot for run in combination))] = x[(..., *(run.x for run in combination))]
+        result[last_axes(run.foot for run in combination)] = x[last_axes(run.x for run in combination)]
 
 
 def scatter(problem: ConvProblem, x: Array, part: Block, foot: Array) -> None:
     """Add a footprint (n, C, *foot_shape) to the places of x that `gather` would read: its adjoint."""
     x = x[part.images]
     for combination in _combinations(problem, part):
-        piece = foot[(..., *(run.foot for run in combination))]
-        target = tuple(run.x for run in combination)
+        piece = foot[last_axes(run.foot for run in combination)]
         shown_often = tuple(
             axis
             for axis, run in enumerate(combination, start=2)
@@ -177,7 +182,7 @@ def scatter(problem: ConvProblem, x: Array, part: Block, foot: Array) -> None:
         )
         if shown_often:
             piece = piece.sum(axis=shown_often, keepdims=True)
-        x[(..., *target)] += piece
+        x[last_axes(run.x for run in combination)] += piece
 
 
 def _combinations(problem: ConvProblem, part: Block) -> Iterator[tuple[Run, ...]]:

@@ -24,6 +24,8 @@ class Machine:
         Elements a second of one elementwise operation on arrays that stay in the cache.
     transform : float
         Floating-point operations a second of a fast Fourier transform, counted as 2.5 n log2 n for real data.
+    multiply_adds : float
+        Multiply-adds a second of a generated kernel on its register tile.
     call : float
         Seconds that one call of a NumPy function costs before it does anything.
     """
@@ -32,6 +34,7 @@ class Machine:
     copy: float = 1.0e10
     sweep: float = 5.5e9
     transform: float = 1.2e10
+    multiply_adds: float = 1.2e11
     call: float = 1.5e-6
 
 

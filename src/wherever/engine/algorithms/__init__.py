@@ -1,11 +1,12 @@
 """The algorithms, one a file, all with the same protocol."""
 
+from wherever.engine.algorithms.direct import Direct
 from wherever.engine.algorithms.exact import ExactIntegers
 from wherever.engine.algorithms.im2col import Im2col
 from wherever.engine.algorithms.overlap_save import OverlapSave
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.taps import Taps
 
-ALGORITHMS: tuple[Algorithm, ...] = (Im2col(), Taps(), OverlapSave(), ExactIntegers())
+ALGORITHMS: tuple[Algorithm, ...] = (Direct(), Im2col(), Taps(), OverlapSave(), ExactIntegers())
 
-__all__ = ["ALGORITHMS", "Algorithm", "ExactIntegers", "Im2col", "OverlapSave", "Prepared", "Taps"]
+__all__ = ["ALGORITHMS", "Algorithm", "Direct", "ExactIntegers", "Im2col", "OverlapSave", "Prepared", "Taps"]

@@ -46,20 +46,22 @@ class Blockwise(abc.ABC):
         """The weights (K, C / groups, *R) in the order in which blocks use them."""
 
     @abc.abstractmethod
-    def unpack(self, w: Array) -> Array:
-        """The inverse of `pack`."""
-
-    @abc.abstractmethod
     def forward_block(self, foot: Array, part: Block) -> Array:
         """The outputs (n, K, *shape) of a block from its footprint (n, C, *foot_shape), of the working dtype."""
 
-    @abc.abstractmethod
+    # The other directions: an algorithm that refuses them has no blocks of them.
+
     def transpose_block(self, y: Array, part: Block) -> Array:
         """What the outputs (n, K, *shape) send back to the footprint (n, C, *foot_shape)."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def weight_block(self, foot: Array, y: Array, part: Block) -> Array:
         """What a block adds to the gradient by the weights, as packed."""
+        raise NotImplementedError
+
+    def unpack(self, w: Array) -> Array:
+        """The inverse of `pack`."""
+        raise NotImplementedError
 
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute into ``out``; see `Prepared.run`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from wherever.engine.algorithms.blockwise import Blockwise
 from wherever.engine.algorithms.protocol import Prepared
-from wherever.engine.blocks import Block
+from wherever.engine.blocks import Block, last_axes
 from wherever.engine.machine import Machine, arithmetic_cost, working_dtype
 from wherever.problem import Array, ConvProblem
 
@@ -88,7 +89,7 @@ class Im2colPrepared(Blockwise):
 
     def forward_block(self, foot: Array, part: Block) -> Array:
         """W times the columns."""
-        y = np.matmul(self.weight, self._columns(foot, part))
+        y: Array = np.matmul(self.weight, self._columns(foot, part))
         return y.reshape(len(foot), self.problem.out_channels, *part.shape)
 
     def transpose_block(self, y: Array, part: Block) -> Array:
@@ -102,13 +103,14 @@ class Im2colPrepared(Blockwise):
             windows = columns.reshape(images, p.groups, p.group_in, p.taps, *part.shape)
         foot = np.zeros((images, p.groups, p.group_in, *part.foot_shape), self.dtype)
         for number, tap in enumerate(np.ndindex(p.kernel)):
-            foot[(..., *tap_places(p, part, tap))] += windows[:, :, :, number]
+            foot[tap_places(p, part, tap)] += windows[:, :, :, number]
         return foot.reshape(images, p.in_channels, *part.foot_shape)
 
     def weight_block(self, foot: Array, y: Array, part: Block) -> Array:
         """The outputs times the transposed columns, summed over the images."""
         products = np.matmul(self._matrix(y), self._columns(foot, part).swapaxes(2, 3))
-        return np.add.reduce(products, axis=0)
+        total: Array = np.add.reduce(products, axis=0)
+        return total
 
     def _matrix(self, y: Array) -> Array:
         """Outputs (n, K, *shape) as (n, groups, K / groups, places)."""
@@ -139,9 +141,9 @@ class Im2colPrepared(Blockwise):
         return windows.transpose(order).reshape(len(foot), places, p.groups, q).transpose(0, 2, 3, 1)
 
 
-def tap_places(problem: ConvProblem, part: Block, tap: tuple[int, ...]) -> tuple[slice, ...]:
-    """The places of a footprint that one tap of the kernel reads, for all outputs of the block."""
-    return tuple(
+def tap_places(problem: ConvProblem, part: Block, tap: tuple[int, ...]) -> tuple[Any, ...]:
+    """The index of the places of a footprint that one tap of the kernel reads, for all outputs of the block."""
+    return last_axes(
         slice(t * d, t * d + (n - 1) * s + 1, s)
         for t, d, n, s in zip(tap, problem.dilation, part.shape, problem.stride, strict=True)
     )

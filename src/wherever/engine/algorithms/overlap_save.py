@@ -14,7 +14,7 @@ import scipy.fft
 from wherever.engine.algorithms.blockwise import channels_first, per_channel, store
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
-from wherever.engine.blocks import Block, fill_footprint, gather, grid, runs, scatter
+from wherever.engine.blocks import Block, fill_footprint, gather, grid, last_axes, runs, scatter
 from wherever.engine.machine import Machine, arithmetic_cost, working_dtype
 from wherever.problem import Array, ConvProblem
 
@@ -264,19 +264,11 @@ class OverlapSavePrepared:
         if not self.elementwise:
             total = np.moveaxis(total, 1, 3)
         w = self._inverse(total.reshape(p.out_channels, p.group_in, *self._frequencies()), threads)
-        taken = tuple(
-            np.arange(p.kernel[dim]) * p.dilation[dim] if dim in self.axes else np.zeros(1, np.intp)
-            for dim in range(p.spatial)
-        )
-        # Taps beyond the transform meet no input at all.
-        beyond = [t >= n for t, n in zip(taken, self._kernel_lengths(), strict=True)]
-        w = w.reshape(p.out_channels, p.group_in, *self._kernel_lengths())
-        picked = np.ix_(*(np.where(b, 0, t) for b, t in zip(beyond, taken, strict=True)))
-        w = w[(slice(None), slice(None), *picked)]
-        for dim, b in enumerate(beyond):
-            w[(slice(None), slice(None), *[slice(None)] * dim, b)] = 0
-        if np.isfinite(np.sum(w)):
-            store(out, w, None)
+        result = np.zeros(p.w_shape, self.dtype)
+        taps, places = self._taps()
+        result[taps] = w.reshape(p.out_channels, p.group_in, *self._kernel_lengths())[places]
+        if np.isfinite(np.sum(result)):
+            store(out, result, None)
         else:
             self.direct.run(np.moveaxis(x, 1, -1) if p.layout == "channels_last" else x, out, threads)
 
@@ -284,14 +276,18 @@ class OverlapSavePrepared:
         """Lengths of the transform; 1 where there is none."""
         return tuple(n if dim in self.axes else 1 for dim, n in enumerate(self.tiling.lengths))
 
+    def _taps(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Index of the taps that meet any input, and of their (dilated) places in the transform."""
+        p = self.problem
+        reached = [min(r, -(-n // d)) for r, n, d in zip(p.kernel, self._kernel_lengths(), p.dilation, strict=True)]
+        taps = last_axes(slice(0, m) for m in reached)
+        return taps, last_axes(slice(0, (m - 1) * d + 1, d) for m, d in zip(reached, p.dilation, strict=True))
+
     def _weight_spectrum(self, w: Array) -> Array:
         p = self.problem
-        lengths = self._kernel_lengths()
-        spread = np.zeros((p.out_channels, p.group_in, *lengths), self.dtype)
-        # Taps at their dilated places; those beyond the transform meet no input.
-        reached = tuple(min(r, -(-n // d)) for r, n, d in zip(p.kernel, lengths, p.dilation, strict=True))
-        places = tuple(slice(0, (m - 1) * d + 1, d) for m, d in zip(reached, p.dilation, strict=True))
-        spread[(..., *places)] = w[(..., *(slice(0, m) for m in reached))]
+        spread = np.zeros((p.out_channels, p.group_in, *self._kernel_lengths()), self.dtype)
+        taps, places = self._taps()
+        spread[places] = w[taps]
         flat = spread.reshape(p.out_channels, p.group_in, *self.lengths)
         if p.direction == "forward":
             # Correlation: the spectrum of the kernel read backwards, tap t at -t.
@@ -338,8 +334,9 @@ class OverlapSavePrepared:
     def _product(self, spectra: Array, weight: Array) -> Array:
         """Spectra times the kernel's, summed over the channels of a group."""
         if not self.elementwise:
-            return np.matmul(weight, spectra)
-        result = spectra[:, :, None, 0] * weight[None, :, :, 0]
+            product: Array = np.matmul(weight, spectra)
+            return product
+        result: Array = spectra[:, :, None, 0] * weight[None, :, :, 0]
         for c in range(1, spectra.shape[2]):
             result += spectra[:, :, None, c] * weight[None, :, :, c]
         return result
@@ -362,12 +359,12 @@ class OverlapSavePrepared:
 
     def _forward_transform(self, a: Array, threads: int) -> Array:
         axes = tuple(range(-len(self.axes), 0))
-        transform = scipy.fft.fftn if self.dtype.kind == "c" else scipy.fft.rfftn
+        transform: Any = scipy.fft.fftn if self.dtype.kind == "c" else scipy.fft.rfftn
         spectrum: Array = transform(a, axes=axes, workers=threads)
         return spectrum
 
     def _inverse(self, a: Array, threads: int) -> Array:
         axes = tuple(range(-len(self.axes), 0))
-        transform = scipy.fft.ifftn if self.dtype.kind == "c" else scipy.fft.irfftn
-        result: Array = transform(a, s=self.lengths, axes=axes, workers=threads)
-        return result
+        transform: Any = scipy.fft.ifftn if self.dtype.kind == "c" else scipy.fft.irfftn
+        tiles: Array = transform(a, s=self.lengths, axes=axes, workers=threads)
+        return tiles

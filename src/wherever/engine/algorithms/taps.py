@@ -68,7 +68,7 @@ class TapsPrepared(Blockwise):
         y = np.zeros((len(foot), p.groups, p.group_out, *part.shape), self.dtype)
         scratch = np.empty((len(foot), p.groups, *part.shape), self.dtype)
         for number, tap in enumerate(np.ndindex(p.kernel)):
-            shifted = x[(..., *tap_places(p, part, tap))]
+            shifted = x[tap_places(p, part, tap)]
             for c in range(p.group_in):
                 for k in range(p.group_out):
                     y[:, :, k] += np.multiply(shifted[:, :, c], self._scalar(number, c, k), out=scratch)
@@ -81,7 +81,7 @@ class TapsPrepared(Blockwise):
         foot = np.zeros((len(y), p.groups, p.group_in, *part.foot_shape), self.dtype)
         scratch = np.empty((len(y), p.groups, *part.shape), self.dtype)
         for number, tap in enumerate(np.ndindex(p.kernel)):
-            shifted = foot[(..., *tap_places(p, part, tap))]
+            shifted = foot[tap_places(p, part, tap)]
             for c in range(p.group_in):
                 for k in range(p.group_out):
                     shifted[:, :, c] += np.multiply(y[:, :, k], self._scalar(number, c, k), out=scratch)
@@ -94,15 +94,17 @@ class TapsPrepared(Blockwise):
         w = np.empty((p.taps, p.group_in, p.group_out, p.groups), self.dtype)
         summed = (0, *range(2, 2 + p.spatial))
         for number, tap in enumerate(np.ndindex(p.kernel)):
-            shifted = x[(..., *tap_places(p, part, tap))]
+            shifted = x[tap_places(p, part, tap)]
             for c in range(p.group_in):
                 for k in range(p.group_out):
                     w[number, c, k] = np.sum(shifted[:, :, c] * y[:, :, k], axis=summed)
         return w
 
     def _grouped(self, a: Array, channels: int) -> Array:
-        return a.reshape(len(a), self.problem.groups, channels, *a.shape[2:])
+        grouped: Array = a.reshape(len(a), self.problem.groups, channels, *a.shape[2:])
+        return grouped
 
     def _scalar(self, tap: int, c: int, k: int) -> Array:
         """One weight of each group, to broadcast over (n, groups, *shape)."""
-        return self.weight[tap, c, k].reshape(-1, *[1] * self.problem.spatial)
+        scalar: Array = self.weight[tap, c, k].reshape(-1, *[1] * self.problem.spatial)
+        return scalar

@@ -1,0 +1,1 @@
+"""Kernels: Python programs that write machine code for the processor at hand."""

@@ -1,0 +1,254 @@
+"""From kernels to machine code: for which processor, through LLVM, and kept on disk for the next time."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import itertools
+import json
+import os
+import re
+import stat
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+import platformdirs
+
+from wherever.engine.kernels.vector import BYTES, Kernel
+
+# A kernel is written, optimised and compiled once (tens of milliseconds); its object code is kept in a file and linked
+# from there later (under a millisecond). The name of the file is a hash of everything that the code depends on, and the
+# file carries a hash of its content: what is damaged, or not ours, is compiled again and never run.
+
+_MAGIC = b"wherever kernel 1\n"
+_lock = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A processor to write code for.
+
+    Attributes
+    ----------
+    triple : str
+        Architecture and system, in LLVM's words.
+    cpu : str
+        The processor's name, in LLVM's words.
+    features : str
+        What it can do beyond (or short of) its name.
+    """
+
+    triple: str
+    cpu: str
+    features: str = ""
+
+    @functools.cached_property
+    def machine(self) -> llvm.TargetMachine:
+        """LLVM's compiler for it."""
+        target = llvm.Target.from_triple(self.triple)
+        return target.create_target_machine(cpu=self.cpu, features=self.features, opt=2, reloc="pic", jit=True)
+
+    @functools.cached_property
+    def vector_bytes(self) -> int:
+        """Bytes of its widest vector register: asked of LLVM, by adding two long vectors."""
+        kernel = Kernel("width", "float32", 16, ["x"])
+        place = kernel.array("x", 1)[0]
+        place.store(place.load() + place.load())
+        text = self.assembly(kernel)
+        return 64 if re.search(r"\bzmm\d", text) else 32 if re.search(r"\bymm\d", text) else 16
+
+    @property
+    def registers(self) -> int:
+        """How many vector registers it has."""
+        return 16 if self.triple.startswith(("x86_64", "i")) and self.vector_bytes < 64 else 32
+
+    def lanes(self, dtype: str) -> int:
+        """Numbers of this type in one vector register."""
+        return self.vector_bytes // BYTES[dtype]
+
+    def emit(self, kernel: Kernel) -> bytes:
+        """Compile a kernel to object code."""
+        return bytes(self.machine.emit_object(self._module(kernel)))
+
+    def assembly(self, kernel: Kernel) -> str:
+        """Compile a kernel to assembly, to be read."""
+        return str(self.machine.emit_assembly(self._module(kernel)))
+
+    def _module(self, kernel: Kernel) -> llvm.ModuleRef:
+        kernel.module.triple = self.triple
+        module = llvm.parse_assembly(kernel.text())
+        module.verify()
+        builder = llvm.create_pass_builder(self.machine, llvm.create_pipeline_tuning_options(speed_level=2))
+        passes = llvm.create_new_function_pass_manager()
+        passes.add_sroa_pass()  # variables into registers; what else LLVM could do at this level brought no speed
+        passes.add_instruction_combine_pass()
+        for function in module.functions:
+            if not function.is_declaration:
+                passes.run(function, builder)
+        return module
+
+
+@functools.cache
+def host() -> Target:
+    """The processor that kernels are written for: this one, or the one that ``WHEREVER_CPU`` names.
+
+    Raises
+    ------
+    ValueError
+        If LLVM does not know the name, or this processor cannot run its code.
+    """
+    with _lock:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        triple, name = llvm.get_process_triple(), os.environ.get("WHEREVER_CPU")
+        own = Target(triple, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+        if not name:
+            return own
+        target = Target(triple, name)
+        if target.vector_bytes > own.vector_bytes:
+            raise ValueError(
+                f"WHEREVER_CPU: {name!r} has vectors of {target.vector_bytes} bytes, this processor of "
+                f"{own.vector_bytes}; name one that it can stand in for, or unset the variable"
+            )
+        return target
+
+
+class Compiled:
+    """A kernel in memory, to be called with the addresses of its arrays and of its sizes (int64). Releases the GIL."""
+
+    def __init__(self, code: bytes, name: str, arguments: int) -> None:
+        with _lock:
+            jit = _linker()
+            library = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(name)
+            # The tracker keeps the code in memory as long as this object lives.
+            self._tracker = library.link(jit, f"{name}.{next(_numbers)}")
+            address = self._tracker[name]
+        self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
+
+    def __call__(self, *addresses: int) -> None:
+        """Run on the arrays at these addresses."""
+        self._call(*addresses)
+
+
+_numbers = itertools.count()
+
+
+@functools.cache
+def _linker() -> llvm.LLJIT:
+    """LLVM's linker, for this process; it links whatever processor the code was written for."""
+    return llvm.create_lljit_compiler(Target(host().triple, "").machine)
+
+
+def compiled(write: Callable[..., Kernel], **parameters: Any) -> Compiled:
+    """The kernel that ``write(target, **parameters)`` writes, for this processor: from memory, from disk, or compiled.
+
+    Parameters
+    ----------
+    write : function
+        Of a module of this package: its file is part of the key under which code is kept.
+    **parameters : int, str, float, bool, None, or tuples of them
+        Everything else that the code depends on.
+    """
+    return _compiled(write, host(), tuple(sorted(parameters.items())))
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(write: Callable[..., Kernel], target: Target, parameters: tuple[tuple[str, Any], ...]) -> Compiled:
+    with _lock:  # LLVM compiles one kernel at a time, and two threads that want the same one compile it once
+        key = _key(write, target, parameters)
+        stored = _read(key)
+        if stored is not None:
+            try:
+                return Compiled(stored[1], write.__name__, stored[0])
+            except RuntimeError:  # hashed right, but no code that LLVM can link: compile it again
+                pass
+        kernel = write(target, **dict(parameters))
+        arguments, code = len(kernel.function.args), target.emit(kernel)
+        _write(key, arguments, code)
+        return Compiled(code, kernel.name, arguments)
+
+
+def _key(write: Callable[..., Kernel], target: Target, parameters: tuple[tuple[str, Any], ...]) -> str:
+    """A hash of everything that the code depends on."""
+    versions = [_sources(), llvmlite.__version__, ".".join(map(str, llvm.llvm_version_info))]
+    parts = [write.__module__, write.__qualname__, parameters, target.triple, target.cpu, target.features, versions]
+    return hashlib.sha256(json.dumps(parts, default=repr).encode()).hexdigest()
+
+
+@functools.cache
+def _sources() -> str:
+    """A hash of the programs that write kernels: a changed program does not find what the old one wrote."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+# The files. Nothing here raises: a cache that cannot be used is no cache.
+
+
+def cache_directory() -> Path:
+    """Where kernels are kept: ``WHEREVER_CACHE_DIR``, or the user's cache."""
+    return Path(os.environ.get("WHEREVER_CACHE_DIR") or platformdirs.user_cache_dir("wherever", False)) / "kernels"
+
+
+def _read(key: str) -> tuple[int, bytes] | None:
+    """Number of arguments and object code, if the file is whole and nobody else could have written it."""
+    try:
+        directory = cache_directory()
+        if not _ours(directory.stat()):
+            return None
+        with open(directory / key, "rb") as file:
+            if not _ours(os.fstat(file.fileno())):
+                return None
+            content = file.read()
+    except OSError:
+        return None
+    head, digest, body = content[: len(_MAGIC)], content[len(_MAGIC) : len(_MAGIC) + 32], content[len(_MAGIC) + 32 :]
+    if head != _MAGIC or digest != hashlib.sha256(key.encode() + body).digest() or not body:
+        return None
+    return body[0], body[1:]
+
+
+def _write(key: str, arguments: int, code: bytes) -> None:
+    """Keep object code under its key; whoever reads it sees all of it or nothing."""
+    body = bytes([arguments]) + code
+    try:
+        directory = cache_directory()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _ours(directory.stat()):
+            return
+        handle, name = tempfile.mkstemp(dir=directory)
+        try:
+            with open(handle, "wb") as file:
+                file.write(_MAGIC + hashlib.sha256(key.encode() + body).digest() + body)
+            os.replace(name, directory / key)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError:
+        return
+
+
+def _ours(status: os.stat_result) -> bool:
+    """Whether a file or directory is this user's, and only this user's to write."""
+    if not hasattr(os, "geteuid"):  # Windows: the user's profile is
+        return True
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _new_lock() -> None:
+    """A forked child may have been forked while another thread held the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)

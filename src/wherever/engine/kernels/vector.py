@@ -1,0 +1,406 @@
+"""The kernel language: numbers, vectors, arrays and loops, from which a Python program writes a machine's kernel."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import llvmlite.ir as ir
+
+# A kernel is a Python function that is run once, to write down what the machine will do each time. What Python computes
+# while it writes (ints, loops, ifs) is folded into the code; what only the machine will know is an Int, a Vector or an
+# Array here. Python's own `for` unrolls, `kernel.loop` loops.
+
+I1, I32, I64, VOID, POINTER = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.VoidType(), ir.PointerType()
+FLOATS = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
+_SUFFIX = {"float32": "f32", "float64": "f64"}
+BYTES = {"float32": 4, "float64": 8}
+
+
+class Kernel:
+    """One function of machine code, being written.
+
+    Parameters
+    ----------
+    name : str
+        Of the function.
+    dtype : {"float32", "float64"}
+        Of all arrays and vectors.
+    lanes : int
+        Numbers in one vector register.
+    arrays : sequence of str
+        Names of the pointers it is called with. They overlap nowhere.
+    sizes : sequence of str
+        Names of the integers it is called with (in one array of int64, the last argument).
+
+    Notes
+    -----
+    Variables live in memory while the kernel is written; LLVM's SROA pass turns them into registers. All arrays are
+    taken to be aligned to their elements only.
+    """
+
+    def __init__(self, name: str, dtype: str, lanes: int, arrays: Sequence[str], sizes: Sequence[str] = ()) -> None:
+        self.name, self.dtype, self.lanes = name, dtype, lanes
+        self.element = FLOATS[dtype]
+        self.vector = ir.VectorType(self.element, lanes)
+        self.bytes = BYTES[dtype]
+        self.module = ir.Module(name)
+        signature = ir.FunctionType(VOID, [POINTER] * (len(arrays) + 1))
+        self.function = ir.Function(self.module, signature, name)
+        self.function.attributes.add("nounwind")
+        self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self._pointers = dict(zip(arrays, self.function.args, strict=False))
+        for argument in self.function.args:
+            argument.add_attribute("noalias")
+        self._sizes = {}
+        for place, size in enumerate(sizes):
+            address = self.builder.gep(self.function.args[-1], [ir.Constant(I64, place)], source_etype=I64)
+            self._sizes[size] = Int(self, self.builder.load(address, typ=I64, align=8))
+
+    # What it is called with.
+
+    def size(self, name: str) -> Int:
+        """An integer argument."""
+        return self._sizes[name]
+
+    def array(self, name: str, *strides: int | Int) -> Array:
+        """An array argument with these strides, in elements, of its axes."""
+        return Array(self, self._pointers[name], 0, tuple(strides))
+
+    def table(self, name: str) -> Table:
+        """An array argument that holds integers (int64)."""
+        return Table(self, self._pointers[name])
+
+    # Vectors.
+
+    def splat(self, number: float) -> Vector:
+        """A vector of one number known when the kernel is written."""
+        constant = ir.Constant(self.vector, [ir.Constant(self.element, float(number))] * self.lanes)
+        return Vector(self, constant)
+
+    def variables(self, *shape: int) -> Variables:
+        """Vectors that change: an array of them of this shape, zero at first, in registers as far as they suffice."""
+        return Variables(self, shape)
+
+    def fma(self, a: Vector, b: Vector, c: Vector) -> Vector:
+        """A * b + c, rounded once where the machine can."""
+        name = f"llvm.fmuladd.v{self.lanes}{_SUFFIX[self.dtype]}"
+        function = self.intrinsic(name, self.vector, [self.vector] * 3)
+        return Vector(self, self.builder.call(function, [a.value, b.value, c.value]))
+
+    def mask(self, count: Int | int) -> Mask:
+        """The first ``count`` lanes (all, if there are no more than ``count``)."""
+        lanes = ir.VectorType(I1, self.lanes)
+        function = self.intrinsic(f"llvm.get.active.lane.mask.v{self.lanes}i1.i64", lanes, [I64, I64])
+        count = self.maximum(count, 0)  # the intrinsic counts without sign
+        return Mask(self.builder.call(function, [ir.Constant(I64, 0), self.number(count).value]))
+
+    # Numbers.
+
+    def number(self, number: Int | int) -> Int:
+        """A number as the machine has it."""
+        return number if isinstance(number, Int) else Int(self, ir.Constant(I64, number))
+
+    def minimum(self, a: Int | int, b: Int | int) -> Int | int:
+        """The smaller of two numbers."""
+        return min(a, b) if isinstance(a, int) and isinstance(b, int) else self.where(self.number(a) < b, a, b)
+
+    def maximum(self, a: Int | int, b: Int | int) -> Int | int:
+        """The larger of two numbers."""
+        return max(a, b) if isinstance(a, int) and isinstance(b, int) else self.where(self.number(a) > b, a, b)
+
+    def where(self, condition: Condition, a: Int | int, b: Int | int) -> Int:
+        """A if the condition holds, else b."""
+        return Int(self, self.builder.select(condition.value, self.number(a).value, self.number(b).value))
+
+    # Control.
+
+    @contextmanager
+    def loop(self, start: Int | int, stop: Int | int | None = None, step: Int | int = 1) -> Iterator[Int]:
+        """Run the body for start, start + step, ... below stop; not at all if start is not below stop."""
+        if stop is None:
+            start, stop = 0, start
+        builder = self.builder
+        first, last = self.number(start), self.number(stop)
+        body, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+        if isinstance(start, int) and isinstance(stop, int) and start < stop:
+            builder.branch(body)
+        else:
+            builder.cbranch((first < last).value, body, after)
+        before = builder.block
+        builder.position_at_end(body)
+        number = builder.phi(I64)
+        number.add_incoming(first.value, before)
+        counter = Int(self, number)
+        yield counter
+        following = counter + step
+        assert isinstance(following, Int)
+        number.add_incoming(following.value, builder.block)
+        builder.cbranch((following < last).value, body, after)
+        builder.position_at_end(after)
+
+    @contextmanager
+    def when(self, condition: Condition) -> Iterator[None]:
+        """Run the body if the condition holds."""
+        with self.builder.if_then(condition.value):
+            yield
+
+    @contextmanager
+    def either(self, condition: Condition) -> Iterator[tuple[Any, Any]]:
+        """Two bodies, ``with then:`` and ``with otherwise:``, of which one is run."""
+        with self.builder.if_else(condition.value) as (then, otherwise):
+            yield then, otherwise
+
+    # What is written.
+
+    def text(self) -> str:
+        """The kernel in LLVM's language."""
+        if not self.builder.block.is_terminated:
+            self.builder.ret_void()
+        return str(self.module)
+
+    def intrinsic(self, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> ir.Function:
+        """One of LLVM's own functions, declared once."""
+        known = self.module.globals.get(name)
+        return known or ir.Function(self.module, ir.FunctionType(result, arguments), name)
+
+    def register(self) -> ir.Value:
+        """Memory for one vector, on the stack, taken once at the kernel's entry."""
+        with self.builder.goto_entry_block():
+            memory = self.builder.alloca(self.vector)
+        memory.align = self.bytes * self.lanes
+        return memory
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that holds or not."""
+
+    kernel: Kernel
+    value: ir.Value
+
+    def __and__(self, other: Condition) -> Condition:
+        return Condition(self.kernel, self.kernel.builder.and_(self.value, other.value))
+
+    def __or__(self, other: Condition) -> Condition:
+        return Condition(self.kernel, self.kernel.builder.or_(self.value, other.value))
+
+    def __invert__(self) -> Condition:
+        return Condition(self.kernel, self.kernel.builder.not_(self.value))
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Some of the lanes of a vector."""
+
+    value: ir.Value
+
+
+class Int:
+    """An integer that the machine knows; with Python's ints it stays as simple as it can."""
+
+    def __init__(self, kernel: Kernel, value: ir.Value) -> None:
+        self.kernel, self.value = kernel, value
+
+    def _operate(self, name: str, other: Int | int, *, swap: bool = False, **options: Any) -> Int:
+        left, right = self.value, self.kernel.number(other).value
+        if swap:
+            left, right = right, left
+        operation: Callable[..., ir.Value] = getattr(self.kernel.builder, name)
+        return Int(self.kernel, operation(left, right, **options))
+
+    def __add__(self, other: Int | int) -> Int:
+        return self if _is(other, 0) else self._operate("add", other, flags=["nsw"])
+
+    def __radd__(self, other: int) -> Int:
+        return self + other
+
+    def __sub__(self, other: Int | int) -> Int:
+        return self if _is(other, 0) else self._operate("sub", other, flags=["nsw"])
+
+    def __rsub__(self, other: int) -> Int:
+        return self._operate("sub", other, swap=True, flags=["nsw"])
+
+    def __mul__(self, other: Int | int) -> Int | int:
+        if _is(other, 0):
+            return 0
+        return self if _is(other, 1) else self._operate("mul", other, flags=["nsw"])
+
+    def __rmul__(self, other: int) -> Int | int:
+        return self * other
+
+    def __floordiv__(self, other: Int | int) -> Int:
+        """The quotient, of numbers that are not negative."""
+        return self if _is(other, 1) else self._operate("udiv", other)
+
+    def __mod__(self, other: Int | int) -> Int | int:
+        """The remainder, of numbers that are not negative."""
+        return 0 if _is(other, 1) else self._operate("urem", other)
+
+    def _compare(self, sign: str, other: Int | int) -> Condition:
+        builder = self.kernel.builder
+        return Condition(self.kernel, builder.icmp_signed(sign, self.value, self.kernel.number(other).value))
+
+    def __lt__(self, other: Int | int) -> Condition:
+        return self._compare("<", other)
+
+    def __le__(self, other: Int | int) -> Condition:
+        return self._compare("<=", other)
+
+    def __gt__(self, other: Int | int) -> Condition:
+        return self._compare(">", other)
+
+    def __ge__(self, other: Int | int) -> Condition:
+        return self._compare(">=", other)
+
+    def equals(self, other: Int | int) -> Condition:
+        """Whether two numbers are the same."""
+        return self._compare("==", other)
+
+
+def _is(number: Int | int, value: int) -> bool:
+    return isinstance(number, int) and number == value
+
+
+class Vector:
+    """As many numbers as one register holds."""
+
+    def __init__(self, kernel: Kernel, value: ir.Value) -> None:
+        self.kernel, self.value = kernel, value
+
+    def _operate(self, name: str, other: Vector | float, *, swap: bool = False) -> Vector:
+        right = other if isinstance(other, Vector) else self.kernel.splat(other)
+        operands = (right.value, self.value) if swap else (self.value, right.value)
+        return Vector(self.kernel, getattr(self.kernel.builder, name)(*operands))
+
+    def __add__(self, other: Vector | float) -> Vector:
+        return self._operate("fadd", other)
+
+    def __sub__(self, other: Vector | float) -> Vector:
+        return self._operate("fsub", other)
+
+    def __mul__(self, other: Vector | float) -> Vector:
+        return self._operate("fmul", other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __rsub__(self, other: float) -> Vector:
+        return self._operate("fsub", other, swap=True)
+
+    def __neg__(self) -> Vector:
+        return Vector(self.kernel, self.kernel.builder.fneg(self.value))
+
+
+class Variables:
+    """Vectors that change, by their index."""
+
+    def __init__(self, kernel: Kernel, shape: tuple[int, ...]) -> None:
+        self.kernel, self.shape = kernel, shape
+        self._memory = {}
+        zero = kernel.splat(0)
+        for index in itertools.product(*(range(n) for n in shape)):
+            self._memory[index] = kernel.register()
+            self[index] = zero
+
+    def __getitem__(self, index: int | tuple[int, ...]) -> Vector:
+        memory = self._memory[index if isinstance(index, tuple) else (index,)]
+        return Vector(self.kernel, self.kernel.builder.load(memory, typ=self.kernel.vector))
+
+    def __setitem__(self, index: int | tuple[int, ...], vector: Vector) -> None:
+        memory = self._memory[index if isinstance(index, tuple) else (index,)]
+        self.kernel.builder.store(vector.value, memory)
+
+
+class Array:
+    """An array in memory: where it begins, and how far apart the elements of each axis are.
+
+    Indexed with as many numbers as it has axes it is one `Place`; with fewer, the array of what is left.
+    """
+
+    def __init__(self, kernel: Kernel, pointer: ir.Value, offset: int, strides: tuple[int | Int, ...]) -> None:
+        self.kernel, self.pointer, self.offset, self.strides = kernel, pointer, offset, strides
+
+    def __getitem__(self, index: int | Int | tuple[int | Int, ...]) -> Any:
+        index = index if isinstance(index, tuple) else (index,)
+        if len(index) > len(self.strides):
+            raise IndexError(f"{len(index)} indices for an array of {len(self.strides)} axes")
+        fixed, moving = self.offset, None
+        for number, stride in zip(index, self.strides, strict=False):
+            step = number * stride
+            if isinstance(step, int):
+                fixed += step  # kept apart: it becomes part of the instruction
+            else:
+                moving = step if moving is None else moving + step
+        pointer = self.pointer if moving is None else self._beyond(moving.value)
+        rest = self.strides[len(index) :]
+        return Array(self.kernel, pointer, fixed, rest) if rest else Place(self.kernel, pointer, fixed)
+
+    def _beyond(self, elements: ir.Value) -> ir.Value:
+        return self.kernel.builder.gep(self.pointer, [elements], inbounds=False, source_etype=self.kernel.element)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Integers in memory, by their number."""
+
+    kernel: Kernel
+    pointer: ir.Value
+
+    def __getitem__(self, number: int | Int) -> Int:
+        builder = self.kernel.builder
+        address = builder.gep(self.pointer, [self.kernel.number(number).value], source_etype=I64)
+        return Int(self.kernel, builder.load(address, typ=I64, align=8))
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place in memory, and the lanes that follow it."""
+
+    kernel: Kernel
+    pointer: ir.Value
+    offset: int
+
+    @property
+    def address(self) -> ir.Value:
+        """The place as a pointer."""
+        if not self.offset:
+            return self.pointer
+        kernel = self.kernel
+        return kernel.builder.gep(self.pointer, [ir.Constant(I64, self.offset)], source_etype=kernel.element)
+
+    def load(self, mask: Mask | None = None) -> Vector:
+        """The vector that begins here; zeros in the lanes that the mask leaves out, whose memory is not touched."""
+        kernel = self.kernel
+        if mask is None:
+            return Vector(kernel, kernel.builder.load(self.address, typ=kernel.vector, align=kernel.bytes))
+        name = f"llvm.masked.load.v{kernel.lanes}{_SUFFIX[kernel.dtype]}.p0"
+        function = kernel.intrinsic(name, kernel.vector, [POINTER, mask.value.type, kernel.vector])
+        return Vector(kernel, kernel.builder.call(function, [self.address, mask.value, kernel.splat(0).value]))
+
+    def store(self, vector: Vector, mask: Mask | None = None) -> None:
+        """Put a vector here; lanes that the mask leaves out are not touched."""
+        kernel = self.kernel
+        if mask is None:
+            kernel.builder.store(vector.value, self.address, align=kernel.bytes)
+            return
+        name = f"llvm.masked.store.v{kernel.lanes}{_SUFFIX[kernel.dtype]}.p0"
+        function = kernel.intrinsic(name, VOID, [kernel.vector, POINTER, mask.value.type])
+        kernel.builder.call(function, [vector.value, self.address, mask.value])
+
+    def splat(self) -> Vector:
+        """The one number that is here, in every lane."""
+        kernel, builder = self.kernel, self.kernel.builder
+        number = builder.load(self.address, typ=kernel.element, align=kernel.bytes)
+        nothing = ir.Constant(kernel.vector, ir.Undefined)
+        first = builder.insert_element(nothing, number, ir.Constant(I32, 0))
+        zeros = ir.Constant(ir.VectorType(I32, kernel.lanes), [0] * kernel.lanes)
+        return Vector(kernel, builder.shuffle_vector(first, nothing, zeros))
+
+    def prefetch(self, level: int = 1) -> None:
+        """Ask for the cache line that is here: level 1, 2 or 3. Never fails, wherever here is."""
+        function = self.kernel.intrinsic("llvm.prefetch.p0", VOID, [POINTER, I32, I32, I32])
+        locality = ir.Constant(I32, 4 - level)
+        self.kernel.builder.call(function, [self.address, ir.Constant(I32, 0), locality, ir.Constant(I32, 1)])

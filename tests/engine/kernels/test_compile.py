@@ -1,0 +1,126 @@
+"""The cache of machine code: found again, never trusted when damaged or foreign, never needed."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from wherever.engine.kernels import compile as module
+from wherever.engine.kernels.direct import direct
+
+ARGUMENTS = {"dtype": "float32", "rows": 2, "vectors": 2}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache directory, and no kernels in memory."""
+    monkeypatch.setenv("WHEREVER_CACHE_DIR", str(tmp_path))
+    module._compiled.cache_clear()
+    yield tmp_path / "kernels"
+    module._compiled.cache_clear()
+
+
+def works():
+    """Compile or find the kernel, and use it."""
+    module._compiled.cache_clear()
+    kernel = module.compiled(direct, **ARGUMENTS)
+    x, w = np.arange(10, dtype=np.float32), np.array([[1, 0], [-1, 0]], np.float32)
+    y, offsets = np.zeros((2, 9), np.float32), np.array([1, 0])
+    sizes = np.array([1, 1, 2, 9, 10])
+    kernel(*(a.ctypes.data for a in (x, w, y, offsets, sizes)))
+    return np.array_equal(y, [[1] * 9, [0] * 9])
+
+
+def count_compilations(monkeypatch):
+    done = []
+    emit = module.Target.emit
+    monkeypatch.setattr(module.Target, "emit", lambda self, kernel: done.append(1) or emit(self, kernel))
+    return done
+
+
+def test_compiled_once_and_found_again(cache, monkeypatch):
+    done = count_compilations(monkeypatch)
+    assert works()
+    assert works()
+    assert len(done) == 1
+    assert len(list(cache.iterdir())) == 1
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+def damage_flip(content):
+    return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: b"", lambda c: c[: len(c) // 2], damage_flip, lambda c: b"x" + c[1:], lambda c: c[:20]]
+)
+def test_a_damaged_file_is_compiled_again(cache, monkeypatch, damage):
+    assert works()
+    (path,) = cache.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    done = count_compilations(monkeypatch)
+    assert works()
+    assert len(done) == 1
+    assert path.read_bytes() == whole
+
+
+def test_the_code_of_another_kernel_is_not_run(cache, monkeypatch):
+    assert works()
+    (mine,) = cache.iterdir()
+    module.compiled(direct, dtype="float64", rows=2, vectors=2)
+    (other,) = set(cache.iterdir()) - {mine}
+    mine.write_bytes(other.read_bytes())
+    done = count_compilations(monkeypatch)
+    assert works()
+    assert len(done) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions as on Unix")
+@pytest.mark.parametrize("place", ["file", "directory"])
+def test_what_others_may_write_is_not_run(cache, monkeypatch, place):
+    assert works()
+    (path,) = cache.iterdir()
+    (path if place == "file" else cache).chmod(0o777)
+    done = count_compilations(monkeypatch)
+    assert works()
+    assert len(done) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+    obstacle = tmp_path / "file"
+    obstacle.write_text("not a directory")
+    monkeypatch.setenv("WHEREVER_CACHE_DIR", str(obstacle))
+    done = count_compilations(monkeypatch)
+    assert works()
+    assert works()
+    assert len(done) == 2
+    module._compiled.cache_clear()
+
+
+def test_many_processes_at_once_on_an_empty_cache(tmp_path):
+    code = (
+        "import numpy as np; from wherever.engine.algorithms import Direct; from wherever.problem import ConvProblem\n"
+        "p = ConvProblem.from_shapes((1, 3, 20, 20), (4, 3, 3, 3)); y = np.empty(p.y_shape, np.float32)\n"
+        "Direct().prepare(p, np.ones(p.w_shape, np.float32)).run(np.ones(p.x_shape, np.float32), y, 2)\n"
+        "assert (y == 27).all()"
+    )
+    environment = {**os.environ, "WHEREVER_CACHE_DIR": str(tmp_path / "cache")}
+    running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(8)]
+    assert [process.wait() for process in running] == [0] * 8
+    names = [path.name for path in (tmp_path / "cache" / "kernels").iterdir()]
+    assert names
+    assert all(len(name) == 64 for name in names)  # no temporary file is left
+
+
+def test_an_impossible_processor_is_named():
+    code = "from wherever.engine.kernels.compile import host; host()"
+    wide = "skylake-avx512" if module.host().vector_bytes < 64 else None
+    if wide is None:
+        pytest.skip("this processor can stand in for every other")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "WHEREVER_CPU": wide}, capture_output=True, text=True
+    )
+    assert "WHEREVER_CPU: 'skylake-avx512'" in done.stderr
