@@ -257,14 +257,15 @@ def test_bad_input(run: Any, tmp_path: Path, arguments: list[str], words: list[s
     assert not [path for path in tmp_path.rglob("*") if path.is_dir()]
 
 
-def test_some_nan_pixels_are_missing_and_reported(run: Any, tmp_path: Path) -> None:
+def test_nan_pixels_are_an_error_unless_they_may_be_missing(run: Any, tmp_path: Path) -> None:
     with Image.open(picture(tmp_path / "one.png")) as image:
         values = np.array(image, dtype=np.float32)
     values[100:103, 100:102] = np.nan
     np.save(tmp_path / "gaps.npy", values)
-    result = run("find", "gaps.npy", "--example", "20,20,12,12")
+    refused(run("find", "gaps.npy", "--example", "20,20,12,12"), "gaps.npy", "6 pixels with NaN", "--missing")
+    result = run("find", "gaps.npy", "--example", "20,20,12,12", "--missing")
     assert result.code == 0
-    assert result.err == "wherever: gaps.npy: 6 pixels with NaN or infinite values, which count as missing\n"
+    assert not result.err
 
 
 def test_usage_errors_are_exit_code_2(run: Any, tmp_path: Path) -> None:

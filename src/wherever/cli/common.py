@@ -168,9 +168,19 @@ def parse_bands(text: str | None) -> list[int] | None:
     return bands
 
 
-def load_image(source: str, bands: list[int] | None = None) -> Image:
-    """Read a picture, and choose bands of it."""
-    image = read_image(source)
+def load_image(source: str, bands: list[int] | None = None, *, missing: bool = False) -> Image:
+    """Read a picture, and choose bands of it; ValueError if pixels are not numbers, unless some may be missing."""
+    image = _chosen_bands(source, read_image(source), bands)
+    holes = count_missing(image)
+    if holes and not missing:
+        raise ValueError(
+            f"{source}: {plural(holes, 'pixel')} with NaN or infinite values; find with --missing works around them, "
+            "or fill them first"
+        )
+    return image
+
+
+def _chosen_bands(source: str, image: Image, bands: list[int] | None) -> Image:
     if bands is None:
         return image
     have = 1 if image.ndim == 2 else image.shape[2]

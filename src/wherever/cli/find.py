@@ -25,11 +25,9 @@ from wherever.cli.common import (
     Terminal,
     as_list,
     count_bands,
-    count_missing,
     load_image,
     marked_from_file,
     match_picture,
-    note,
     parse_bands,
     parse_box,
     parse_scales,
@@ -150,6 +148,14 @@ def find(
             show_default="all",
         ),
     ] = None,
+    missing: Annotated[
+        bool,
+        Option(
+            "--missing",
+            rich_help_panel=_SEARCH,
+            help="Pixels that are NaN or infinite are missing: look around them. Without it they are an error.",
+        ),
+    ] = False,
     top: Annotated[
         int | None,
         Option(
@@ -232,17 +238,14 @@ def find(
         if detector is not None:
             model = Detector.load(detector)
         else:
-            model = train(marked, chosen, span, any_rotation, complete)
+            model = train(marked, chosen, span, any_rotation, complete, missing=missing)
         if saved is not None:
             model.save(saved)
         places = _subfolders(images)
         results: list[tuple[Finds, float]] = []
         for source in images:
             steps.next(source)
-            image = load_image(source, chosen)
-            missing = count_missing(image)
-            if 0 < missing < image.shape[0] * image.shape[1]:
-                note(f"{source}: {plural(missing, 'pixel')} with NaN or infinite values, which count as missing")
+            image = load_image(source, chosen, missing=missing)
             examples_here = next((item.array() for item in marked if match_picture(item.source, [source])), None)
             try:
                 found = _search(model, image, source, label, threshold, top, steps)
@@ -307,13 +310,15 @@ def train(
     scales: tuple[float, float] | None,
     any_rotation: bool | None,
     complete: bool,
+    *,
+    missing: bool = False,
 ) -> Detector:
     """Fit a detector on marked pictures, with messages that name the picture and the option."""
     from wherever.find.detector import Detector
 
     pictures: list[Image] = []
     for item in marked:
-        image = load_image(item.source, bands)
+        image = load_image(item.source, bands, missing=missing)
         item.check(image, "boxes", "the example")
         item.check(image, "negatives", "--not")
         if pictures and count_bands(image) != count_bands(pictures[0]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,8 @@ from wherever.engine.kernels.direct import direct
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
-_BLOCK_BYTES = (
-    1 << 19
-)  # of a block's input: it is read once for every few output channels, and should stay in the cache
+# Of a block's input, and of its result: the input is read once for every few output channels, from the cache if it can.
+_BLOCK_BYTES = 1 << 19
 
 
 class Direct:
@@ -30,9 +30,11 @@ class Direct:
     sums_directly = True
 
     def refuses(self, problem: ConvProblem) -> str | None:
-        """Directions other than forward, and what is not a real floating-point number."""
-        if problem.direction != "forward":
-            return f"has no kernel for the {problem.direction.replace('_', ' ')}"
+        """The gradient by the weights, most transposes, and what is not a real floating-point number."""
+        if problem.direction == "weight_gradient":
+            return "has no kernel for the gradient by the weights"
+        if problem.direction == "transpose" and (set(problem.stride) != {1} or problem.boundary != 0):
+            return "computes transposes of stride 1 with zeros outside"
         if working_dtype(problem.dtype).char not in "fd":
             return f"has kernels for float32 and float64, not {problem.dtype}"
         if not problem.multiply_adds:
@@ -41,31 +43,57 @@ class Direct:
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """The multiply-adds of whole tiles, and the copies to and from channels-first blocks."""
+        problem = as_forward(problem)
         dtype = working_dtype(problem.dtype)
         rows, vectors = tile(problem)
-        # Places that are computed: with what lies between the image's rows.
-        whole = math.prod(problem.output)
-        widths = [n + (e - 1) // s for n, e, s in zip(problem.output, problem.extent, problem.stride, strict=True)]
-        waste = math.prod(w / max(n, 1) for w, n in zip(widths[1:], problem.output[1:], strict=True))
         padded = -(-problem.group_out // rows) * rows / max(problem.group_out, 1)
         # Each vector of places is loaded once for all rows (from two cache lines), each weight once for all vectors.
         load = max(1.0, (2 * vectors + rows) / (rows * vectors))
-        sums = problem.multiply_adds * waste * padded * load * dtype.itemsize / 4 / machine.multiply_adds
+        sums = problem.multiply_adds * _waste(problem) * padded * load * dtype.itemsize / 4 / machine.multiply_adds
         run = problem.output[-1] if problem.layout == "channels_first" else problem.in_channels
+        places = problem.batch * math.prod(problem.output)
         inputs = problem.batch * problem.in_channels * math.prod(problem.size)
-        outputs = problem.batch * problem.out_channels * whole
+        outputs = places * problem.out_channels
         moved = (inputs + outputs) / (machine.copy * max(run, 1) / (run + 12)) * dtype.itemsize / 4
-        blocks = problem.batch * whole / _places(problem) + 1
+        blocks = places / _places(problem) + 1
         return sums + moved + blocks * 20 * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
         """Input and result of one block."""
-        places = min(_places(problem), math.prod(problem.output))
-        return places * (problem.in_channels + problem.out_channels) * working_dtype(problem.dtype).itemsize
+        problem = as_forward(problem)
+        places = min(_places(problem), math.prod(problem.output)) * _waste(problem)
+        channels = problem.in_channels * math.prod(problem.stride) + problem.out_channels
+        return int(places * channels * working_dtype(problem.dtype).itemsize)
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Pack the weights by blocks of output channels."""
-        return DirectPrepared(problem, operand, bias)
+        if problem.direction == "transpose":
+            w = operand.reshape(problem.groups, problem.group_out, problem.group_in, *problem.kernel).swapaxes(1, 2)
+            turned = np.flip(w, tuple(range(3, w.ndim)))
+            operand = turned.reshape(problem.in_channels, problem.group_out, *problem.kernel)
+        return DirectPrepared(as_forward(problem), operand, bias)
+
+
+def as_forward(problem: ConvProblem) -> ConvProblem:
+    """The forward problem that a transpose of stride 1 is: from the outputs back, with the kernel reversed.
+
+    Where the forward map looks ``before`` places to the left of the image, its transpose looks ``extent - 1 - before``
+    places to the left of the outputs (to the right, if that is negative).
+    """
+    if problem.direction == "forward":
+        return problem
+    padding = []
+    for n, m, e, (before, _) in zip(problem.output, problem.size, problem.extent, problem.padding, strict=True):
+        left = e - 1 - before
+        padding.append((left, m + e - 1 - n - left))
+    return dataclasses.replace(
+        problem,
+        in_channels=problem.out_channels,
+        out_channels=problem.in_channels,
+        size=problem.output,
+        padding=tuple(padding),
+        direction="forward",
+    )
 
 
 def tile(problem: ConvProblem) -> tuple[int, int]:
@@ -85,7 +113,14 @@ def tile(problem: ConvProblem) -> tuple[int, int]:
 
 
 def _places(problem: ConvProblem) -> int:
-    return max(64, _BLOCK_BYTES // (working_dtype(problem.dtype).itemsize * max(1, problem.in_channels)))
+    channels = max(1, problem.in_channels * math.prod(problem.stride), problem.out_channels)
+    return max(64, int(_BLOCK_BYTES / (working_dtype(problem.dtype).itemsize * channels * _waste(problem))))
+
+
+def _waste(problem: ConvProblem) -> float:
+    """How many places are computed for each that is wanted: those between the ends of rows and the next rows."""
+    widths = [n + (e - 1) // s for n, e, s in zip(problem.output, problem.extent, problem.stride, strict=True)]
+    return math.prod(w / max(n, 1) for w, n in zip(widths[1:], problem.output[1:], strict=True))
 
 
 @dataclass(frozen=True)
