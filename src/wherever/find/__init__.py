@@ -1,0 +1,7 @@
+"""Finding a thing wherever it is: the detector, what it finds, and how good that is."""
+
+from wherever.find.detector import Detector
+from wherever.find.evaluate import Evaluation, average_precision
+from wherever.find.finds import Finds
+
+__all__ = ["Detector", "Evaluation", "Finds", "average_precision"]

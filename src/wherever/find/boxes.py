@@ -1,0 +1,66 @@
+"""Boxes as arrays: overlaps, sizes, and suppression of what was found twice."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+Boxes = NDArray[np.float64]
+
+
+def sizes(boxes: Boxes) -> NDArray[np.float64]:
+    """Return the size of each box: the geometric mean of its width and height, (n,)."""
+    return np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+
+
+def centres(boxes: Boxes) -> NDArray[np.float64]:
+    """Return the centres x, y of boxes, (n, 2)."""
+    return (boxes[:, :2] + boxes[:, 2:]) / 2
+
+
+def overlaps(a: Boxes, b: Boxes) -> NDArray[np.float64]:
+    """Return the intersection over union of every pair, (len(a), len(b))."""
+    return _overlaps(a, b)[0]
+
+
+def _overlaps(a: Boxes, b: Boxes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the intersection over union, and over the smaller area, of every pair."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared = np.prod(np.clip(high - low, 0.0, None), axis=2)
+    area_a, area_b = np.prod(a[:, 2:] - a[:, :2], axis=1)[:, None], np.prod(b[:, 2:] - b[:, :2], axis=1)[None, :]
+    tiny = np.finfo(np.float64).tiny
+    union, smaller = area_a + area_b - shared, np.minimum(area_a, area_b)
+    return np.asarray(shared / np.maximum(union, tiny)), np.asarray(shared / np.maximum(smaller, tiny))
+
+
+def clip(boxes: Boxes, width: float, height: float) -> Boxes:
+    """Return the parts of the boxes inside an image."""
+    return np.clip(boxes, 0.0, [width, height, width, height])
+
+
+def suppress(boxes: Boxes, scores: NDArray[np.float64], limit: float, inside: float = 1.0) -> NDArray[np.intp]:
+    """Return the indices of the boxes that are kept, best first.
+
+    None overlaps a better one by an intersection over union of more than `limit`, nor by an intersection of more than
+    `inside` of the smaller of the two. Greedy, as usual, but a box is compared only with boxes whose centres are near
+    enough to overlap it: the cost grows with the number of boxes, not with its square.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked = boxes[order]
+    if len(order) == 0:
+        return order
+    middle, sides = centres(ranked), (ranked[:, 2:] - ranked[:, :2]).max(axis=1)
+    tree, reach = cKDTree(middle), (sides + sides.max()) / 2
+    alive = np.ones(len(order), bool)
+    for first in range(0, len(order), 500):
+        best = first + np.flatnonzero(alive[first : first + 500])
+        for i, near in zip(best, tree.query_ball_point(middle[best], reach[best], p=np.inf), strict=True):
+            if alive[i]:
+                others = np.array(near, np.intp)
+                others = others[(others > i) & alive[others]]
+                if len(others):
+                    union, smaller = _overlaps(ranked[i : i + 1], ranked[others])
+                    alive[others] = (union[0] <= limit) & (smaller[0] <= inside)
+    return order[alive]
