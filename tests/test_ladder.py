@@ -263,6 +263,54 @@ def test_types_of_images_and_weights():
     np.testing.assert_array_equal(kernel(x), full(x))
 
 
+def real_and_complex(u):
+    """Give a layer of each rung whose weights are real and whose bias is u."""
+    V = rng_of(3).standard_normal((3, 3), dtype=np.float32)
+    return [
+        TranslationInvariant(V, u),
+        Local(V, u),
+        Convolution(V[..., None, None], u),
+        Convolution(V[..., None, None], [u]),
+        FullyConnected(np.tile(V.reshape(9), (4, 4, 1)).reshape(4, 4, 3, 3), np.full((4, 4), u)),
+    ]
+
+
+def test_a_complex_bias_makes_real_weights_complex():
+    for real, layer in zip(real_and_complex(2.0), real_and_complex(2.0 + 3.0j), strict=True):
+        weights, bias = (layer.W, layer.U) if isinstance(layer, FullyConnected) else (layer.V, layer.u)
+        assert weights.dtype == bias.dtype == np.complex64  # the precision stays that of the weights
+        size = (3, 3) if isinstance(layer, FullyConnected) else (4, 5)
+        x = rng_of(4).standard_normal(size + (1,) * isinstance(layer, Convolution))
+        np.testing.assert_allclose(layer(x), real(x) + 3.0j, rtol=1e-6)
+        if not isinstance(layer, FullyConnected):
+            np.testing.assert_allclose(layer.fully_connected((4, 5))(x), layer(x), rtol=1e-6)
+    assert Local(np.ones(3), 1j).V.dtype == np.complex128
+    assert Local(np.ones(3, np.complex64), 1.5).u == np.complex64(1.5)
+    both = FullyConnected.from_offsets(np.ones((1, 2)), [1j], 2)
+    assert both.U.dtype == both.W.dtype == np.complex128
+    assert both.U[0] == 1j
+
+
+def test_shapes_are_numbers_or_any_iterable_of_numbers():
+    layer = Local(np.ones((3, 3)))
+    full = layer.fully_connected((4, 5), (2, 3))
+    for make in (np.array, list, iter, lambda sizes: (size for size in sizes)):
+        assert layer.count(make([4, 5])) == layer.count((4, 5))
+        assert layer.energy((4, 5), make([2, 3])) == layer.energy((4, 5), (2, 3))
+        assert layer(np.ones((4, 5)), make([2, 3])).shape == (2, 3)
+        np.testing.assert_array_equal(layer.fully_connected(make([4, 5]), make([2, 3])).W, full.W)
+        assert Local.project(full, make([1, 0])).layer.delta == (1, 0)
+        assert full.at(make([1, 1]), make([0, 1])) == full.at((1, 1), (0, 1)) == 1
+        assert TranslationInvariant(np.ones((4, 4)), centre=make([1, 2])).centre == (1, 2)
+        got = Convolution.describe(make([4, 5]), make([2, 3]), delta=make([1, 2]), channels=make([3, 2]))
+        assert got == Convolution.describe((4, 5), (2, 3), delta=(1, 2), channels=(3, 2))
+        table = ladder.table(make([4, 5]), make([2, 3]), make([1, 2]), make([3, 2]), measure=False)
+        assert table.to_json() == ladder.table((4, 5), (2, 3), (1, 2), (3, 2), measure=False).to_json()
+    for number in (4, np.int64(4), np.array(4)):
+        assert Local.describe(number, delta=number) == Local.describe((4,), delta=(4,))
+        assert Local.describe((6, 7), delta=number) == Local.describe((6, 7), delta=(4, 4))
+
+
 def test_full_size_translation_invariance_on_a_real_megapixel():
     pytest.importorskip("skimage")
     pixels, says = comparison_module._picture(MEGAPIXEL)
@@ -564,20 +612,29 @@ def test_climbing_stops_before_the_memory_is_full(monkeypatch):
         (lambda: Local(np.ones((3, 3)))(np.ones(3)), ValueError, "2 spatial dimensions"),
         (lambda: Local(np.ones((3, 3)))(np.ones((3, 0))), ValueError, r"x has shape \(3, 0\)"),
         (lambda: Local(np.ones(3)).count((4, 4)), ValueError, "1 dimension"),
-        (lambda: Local(np.ones(3)).count(0), ValueError, "at least 1"),
-        (lambda: Local(np.ones(3)).count(2.5), TypeError, "whole numbers"),
-        (lambda: Local.describe((4, 4), delta=-1), ValueError, "delta must be at least 0"),
+        (lambda: Local(np.ones(3)).count(0), ValueError, "input_shape: .* at least 1"),
+        (lambda: Local(np.ones(3)).count(2.5), TypeError, "input_shape: expected an integer, got 2.5"),
+        (lambda: Local.describe((4, 4), delta=-1), ValueError, "delta: .* at least 0"),
         (lambda: Local.describe((4, 4), delta=(1, 1, 1)), ValueError, "one for each of 2"),
         (lambda: Local.project(Local(np.ones(3)), 1), ValueError, "input_shape is missing"),
         (lambda: Local.project(Convolution(np.ones((3, 1, 1))), 1, input_shape=3), ValueError, "Convolution.project"),
         (lambda: Convolution(np.ones((3, 3))), ValueError, "at least one spatial axis"),
         (lambda: Convolution(np.ones((3, 2, 4)), np.ones(2)), ValueError, "one for each of d = 4"),
         (lambda: Convolution(np.ones((3, 2, 4)))(np.ones((5, 3))), ValueError, "2 channels as its last axis"),
-        (lambda: Convolution.describe(4, delta=1, channels=(0, 1)), ValueError, "channels must be at least 1"),
+        (lambda: Convolution.describe(4, delta=1, channels=(0, 1)), ValueError, "channels: .* at least 1"),
         (lambda: Convolution.describe(4, delta=1, channels=(1, 2, 3)), ValueError, "two numbers"),
+        (lambda: Convolution.describe(4, delta=1, channels=3), ValueError, "channels is 3; it must be two numbers"),
+        (lambda: Local(np.ones((3, 3)), np.ones(3)), ValueError, r"u has shape \(3,\); it must be one number"),
+        (lambda: Local(np.ones((3, 3)), [1.0]), ValueError, r"u has shape \(1,\); it must be one number"),
+        (lambda: TranslationInvariant(np.ones(3), np.ones(3)), ValueError, r"u has shape \(3,\)"),
+        (lambda: TranslationInvariant(np.ones(4), [1, 2], centre=[0]), ValueError, r"u has shape \(2,\)"),
+        (lambda: Local(np.ones(3), None), TypeError, "u must be numbers; given dtype object"),
+        (lambda: Local(np.ones(3), "1"), TypeError, "u must be numbers"),
+        (lambda: Convolution(np.ones((3, 1, 1)), ["1"]), TypeError, "u must be numbers"),
+        (lambda: FullyConnected(np.ones((2, 3)), [None, None]), TypeError, "U must be numbers"),
         (lambda: ladder.table((4, 4), hidden=4), ValueError, "equally many dimensions"),
         (lambda: ladder.table((4, 4), dtype="int32"), ValueError, "floating dtype"),
-        (lambda: ladder.table((4, 4), units=0), ValueError, "units must be at least 1"),
+        (lambda: ladder.table((4, 4), units=0), ValueError, "units: .* at least 1"),
     ],
 )
 def test_errors_say_what_was_given_and_what_is_possible(make, error, message):

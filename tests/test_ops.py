@@ -324,6 +324,10 @@ X, W = np.zeros((2, 3, 8, 8)), np.zeros((4, 3, 3, 3))
         (lambda: ops.conv(X, np.zeros((4, 1, 3, 3)), groups=3), ValueError, "groups: 3 does not divide the 4"),
         (lambda: ops.conv(X, W, boundary="mirror"), ValueError, "boundary: 'mirror'.*'reflect'"),
         (lambda: ops.conv(X, W, boundary=None), TypeError, "boundary: None"),
+        (lambda: ops.conv(np.ma.masked_equal(X, 0), W), TypeError, "x: .*masked"),
+        (lambda: ops.plan((3, 8, 8), W.shape, boundary=1j), TypeError, "boundary: 1j does not fit into float32"),
+        (lambda: ops.plan((3, 8, 8), W.shape, dtype="u1", boundary=300), ValueError, "boundary: 300"),
+        (lambda: ops.conv_bias_gradient(X, spatial=2, layout="NCHW"), ValueError, "layout: 'NCHW'"),
         (lambda: ops.conv(X, W, layout="NHWC"), ValueError, "layout: 'NHWC'.*'channels_last'"),
         (lambda: ops.conv(X, W, [1, 2]), ValueError, r"bias: shape \(2,\).*\(4,\)"),
         (lambda: ops.conv(X.astype(object), W), TypeError, "x: cannot convolve object"),
@@ -447,3 +451,49 @@ def test_memory_beside_input_and_output_is_bounded(kernel, dtype, direction):
     finally:
         tracemalloc.stop()
     assert peak - result.nbytes < 64 << 20
+
+
+@pytest.mark.parametrize(
+    "boundary", [np.float32(0.5), np.int64(3), np.complex64(1j), np.array(2.0)[()], np.uint8(1), np.bool_(True)]
+)
+@pytest.mark.parametrize("dtype", ["int32", "float64", "complex64"])
+def test_numbers_of_numpy_are_numbers_as_boundary(boundary, dtype):
+    x, w = numbers((1, 9), dtype), numbers((1, 1, 3), dtype, 1)
+    np.testing.assert_array_equal(
+        ops.conv(x, w, padding=2, boundary=boundary), ops.conv(x, w, padding=2, boundary=boundary.item())
+    )
+    g = ops.conv(x, w, padding=2)
+    by_w = [ops.conv_weight_gradient(g, x, w.shape, padding=2, boundary=b) for b in (boundary, boundary.item())]
+    np.testing.assert_array_equal(*by_w)
+    by_x = ops.conv_input_gradient(g, w, x.shape, padding=2, boundary=boundary)
+    np.testing.assert_array_equal(by_x, ops.conv_input_gradient(g, w, x.shape, padding=2))
+
+
+def test_a_transpose_that_is_padded_away_is_empty():
+    assert ops.conv_transpose(np.ones((1, 3, 2)), np.ones((1, 1, 3, 1)), padding=((0, 0), (1, 1))).shape == (1, 5, 0)
+
+
+def test_a_prepared_bias_does_not_follow_later_changes():
+    bias = np.array([100, 100])
+    prepared = ops.plan((1, 4), (2, 1, 2), dtype=int).prepare(np.ones((2, 1, 2), int), bias)
+    bias[:] = 2**30
+    assert (prepared(np.zeros((1, 4), int)) == 100).all()
+
+
+def test_wide_dilation_reads_only_its_taps():
+    """Nine taps of a block, far apart: what lies between them is not gathered."""
+    x, w = np.ones((4, 1024, 1024), np.float32), np.ones((4, 4, 3, 3), np.float32)
+    tracemalloc.start()
+    try:
+        y = ops.conv(x, w, padding="same", dilation=400)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - y.nbytes < 64 << 20
+    assert y[0, 512, 512] == 36
+    assert y[0, 0, 0] == 16
+
+
+def test_arrays_of_no_dimension_are_numbers():
+    x, w = np.ones((1, 9)), np.ones((1, 1, 3))
+    assert ops.conv(x, w, stride=np.array(2), padding=np.array(1)).shape == (1, 5)

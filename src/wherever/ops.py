@@ -14,12 +14,16 @@ from wherever.engine.algorithms import Prepared
 from wherever.engine.plan import Choice, choose
 from wherever.engine.run import get_threads
 from wherever.problem import (
+    LAYOUTS,
     Array,
     Boundary,
     ConvProblem,
     Padding,
+    checked_boundary,
     checked_dtype,
     integer,
+    one_of,
+    with_boundary,
 )
 
 __all__ = [
@@ -110,6 +114,7 @@ def conv(
            [ 0,  0, -1]])
     """
     x, w, b = _array("x", x), _array("w", w), _optional("bias", bias)
+    boundary = checked_boundary(boundary)
     _check_ranks(x.shape, w.shape)
     batched = _batched(x.shape, w.shape, layout)
     dtype = _result_dtype([("x", x), ("w", w), ("bias", b)], boundary, out)
@@ -226,7 +231,7 @@ def conv_input_gradient(
         padding=padding,
         dilation=dilation,
         groups=groups,
-        boundary=boundary,
+        boundary=boundary if isinstance(checked_boundary(boundary), str) else 0,  # a number does not depend on x
         layout=layout,
         direction="transpose",
     )
@@ -264,6 +269,7 @@ def conv_weight_gradient(
     array of shape ``w_shape``
     """
     g, x = _array("g", g), _array("x", x)
+    boundary = checked_boundary(boundary)
     shape = tuple(w_shape)
     _check_ranks(x.shape, shape)
     batched = _batched(x.shape, shape, layout)
@@ -301,6 +307,7 @@ def conv_bias_gradient(g: npt.ArrayLike, *, spatial: int, layout: str = "channel
     """
     g = _array("g", g)
     spatial = integer("spatial", spatial, minimum=1)
+    layout = one_of("layout", layout, LAYOUTS)
     if g.ndim not in (spatial + 1, spatial + 2):
         raise ValueError(f"g: shape {g.shape} does not have {spatial} spatial dimensions, channels, and maybe a batch")
     channel = g.ndim - 1 if layout == "channels_last" else g.ndim - spatial - 1
@@ -504,7 +511,7 @@ class Plan:
         for name, array in (("w", weights), ("bias", b)):
             if array is not None:
                 _check_safe(name, array.dtype, self.problem.dtype)
-        return Convolution(self, self._choice.prepare(weights.copy(), b))
+        return Convolution(self, self._choice.prepare(weights.copy(), None if b is None else b.copy()))
 
     def __str__(self) -> str:
         threads = self._threads or get_threads()
@@ -646,6 +653,8 @@ def _run(
 
 
 def _array(name: str, value: npt.ArrayLike) -> Array:
+    if np.ma.is_masked(value):
+        raise TypeError(f"{name}: some of its elements are masked; fill them first (filled)")
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -708,25 +717,13 @@ def _result_dtype(operands: list[tuple[str, Array | None]], boundary: Boundary, 
     given = [(name, array.dtype) for name, array in operands if array is not None]
     try:
         dtype = np.result_type(*(d for _, d in given))
-        if isinstance(boundary, (int, float, complex)) and not isinstance(boundary, bool):
-            dtype = _promoted(dtype, boundary)
+        dtype = with_boundary(dtype.newbyteorder("="), boundary)
     except TypeError:
         types = ", ".join(f"{name} {d}" for name, d in given)
         raise TypeError(f"{given[0][0]}: NumPy has no common type for {types}; convert one of them first") from None
     if isinstance(out, np.ndarray) and np.can_cast(dtype, out.dtype, "safe"):
         return checked_dtype("out", out.dtype)
     return dtype.newbyteorder("=")
-
-
-def _promoted(dtype: np.dtype[Any], boundary: float | complex) -> np.dtype[Any]:
-    """The type of an array of ``dtype`` with ``boundary`` around it."""
-    if isinstance(boundary, complex) and dtype.kind != "c":
-        return np.result_type(dtype, np.complex64)
-    if isinstance(boundary, float) and dtype.kind in "biu":
-        return np.result_type(dtype, np.float64)
-    if isinstance(boundary, int) and dtype.kind in "iu" and not np.iinfo(dtype).min <= boundary <= np.iinfo(dtype).max:
-        raise ValueError(f"boundary: {boundary} does not fit into {dtype}; convert x to a wider type first")
-    return dtype
 
 
 def _transposed_backwards(
@@ -749,7 +746,7 @@ def _transposed_backwards(
         ConvProblem.transposed(
             batched,
             w_shape,
-            dtype=np.result_type(g, other),
+            dtype=_result_dtype([("g", g), ("the other operand", other)], 0, None),
             stride=stride,
             padding=padding,
             output_padding=output_padding,

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,8 @@ class ConvProblem:
     kernel, stride, dilation : tuple of int
         One for each spatial dimension.
     padding : tuple of (int, int)
-        Places added before and after x in each dimension. ``after`` may be negative: places of x never looked at.
+        Places added before and after x in each dimension. The arguments of a convolution cannot be negative; problems
+        derived from others may have negative ones: places of x that are never looked at.
     boundary : str or number
         What lies outside x: a number, or ``"edge"``, ``"reflect"``, ``"symmetric"``, ``"wrap"`` as in `numpy.pad`.
     layout : str
@@ -97,7 +98,7 @@ class ConvProblem:
         ValueError, TypeError
             Naming the argument, what was given and what is possible.
         """
-        layout = _one_of("layout", layout, LAYOUTS)
+        layout = one_of("layout", layout, LAYOUTS)
         out_channels, group_channels, *kernel_list = w_shape
         kernel = tuple(kernel_list)
         spatial = len(kernel)
@@ -125,7 +126,10 @@ class ConvProblem:
                     f"w: the kernel spans {e} places in spatial dimension {dim}, "
                     f"but x has {n} (with padding {n + before + after}); pad more or use a smaller kernel"
                 )
-        boundary = _boundary(boundary)
+        number_type = checked_dtype("dtype", np.dtype(dtype))
+        boundary = checked_boundary(boundary)
+        if not isinstance(boundary, str) and with_boundary(number_type, boundary) != number_type:
+            raise TypeError(f"boundary: {boundary!r} does not fit into {number_type}; choose a wider dtype")
         if isinstance(boundary, str):
             for dim, (n, (before, after)) in enumerate(zip(size, pairs, strict=True)):
                 if n == 0 and (before or after):
@@ -145,8 +149,8 @@ class ConvProblem:
             padding=pairs,
             boundary=boundary,
             layout=layout,
-            dtype=checked_dtype("dtype", np.dtype(dtype)),
-            direction=cast(Direction, _one_of("direction", direction, DIRECTIONS)),
+            dtype=number_type,
+            direction=cast(Direction, one_of("direction", direction, DIRECTIONS)),
         )
 
     @classmethod
@@ -169,7 +173,7 @@ class ConvProblem:
         sizes ``(S - 1) * stride - before - after + (R - 1) * dilation + 1 + output_padding``. It is the transpose of
         the convolution that takes K channels of that size to C channels of size S.
         """
-        layout = _one_of("layout", layout, LAYOUTS)
+        layout = one_of("layout", layout, LAYOUTS)
         in_channels, group_channels, *kernel_list = w_shape
         kernel = tuple(kernel_list)
         spatial = len(kernel)
@@ -319,7 +323,7 @@ def integer(name: str, value: object, *, minimum: int) -> int:
 
 def per_dimension(name: str, value: int | Sequence[int], spatial: int, *, minimum: int) -> tuple[int, ...]:
     """Return one int for each spatial dimension from an int or a sequence of them."""
-    if not isinstance(value, Iterable):
+    if not _is_sequence(value):
         return (integer(name, value, minimum=minimum),) * spatial
     numbers = tuple(integer(name, v, minimum=minimum) for v in value)
     if len(numbers) != spatial:
@@ -327,26 +331,42 @@ def per_dimension(name: str, value: int | Sequence[int], spatial: int, *, minimu
     return numbers
 
 
+def _is_sequence(value: object) -> TypeGuard[Iterable[Any]]:
+    return isinstance(value, Iterable) and not (isinstance(value, np.ndarray) and value.ndim == 0)
+
+
 def checked_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return ``dtype`` in native byte order if numbers can be convolved in it; raise TypeError otherwise."""
-    if dtype.kind not in "biufc" and dtype.name != "bfloat16":
+    if (dtype.kind not in "biufc" and dtype.name != "bfloat16") or "float8" in dtype.name:
         raise TypeError(f"{name}: cannot convolve {dtype}; possible are booleans, integers, floats and complex numbers")
     return dtype.newbyteorder("=")
 
 
-def _one_of(name: str, value: str, possible: tuple[str, ...]) -> str:
+def one_of(name: str, value: str, possible: tuple[str, ...]) -> str:
+    """Return a word that is one of the possible ones; raise naming the argument otherwise."""
     if value not in possible:
         raise ValueError(f"{name}: {value!r} is unknown; possible are {', '.join(map(repr, possible))}")
     return value
 
 
-def _boundary(boundary: Boundary) -> Boundary:
-    """The boundary as a mode of continuation, or the number that lies outside."""
+def checked_boundary(boundary: Boundary) -> Boundary:
+    """The boundary as a mode of continuation, or the (Python) number that lies outside."""
     if isinstance(boundary, str):
-        return 0 if _one_of("boundary", boundary, BOUNDARIES) == "zeros" else boundary
+        return 0 if one_of("boundary", boundary, BOUNDARIES) == "zeros" else boundary
     if isinstance(boundary, (bool, int, float, complex, np.number, np.bool_)):
         return cast(Boundary, boundary.item() if isinstance(boundary, np.generic) else boundary)
     raise TypeError(f"boundary: {boundary!r} is neither a number nor one of {', '.join(map(repr, BOUNDARIES))}")
+
+
+def with_boundary(dtype: np.dtype[Any], boundary: Boundary) -> np.dtype[Any]:
+    """NumPy's type of an array of ``dtype`` with a number around it; ValueError for integers out of its range."""
+    if isinstance(boundary, complex) and dtype.kind != "c":
+        return np.result_type(dtype, np.complex64)
+    if isinstance(boundary, float) and dtype.kind in "biu":
+        return np.result_type(dtype, np.float64)
+    if isinstance(boundary, int) and dtype.kind in "iu" and not np.iinfo(dtype).min <= boundary <= np.iinfo(dtype).max:
+        raise ValueError(f"boundary: {boundary} does not fit into {dtype}; convert x to a wider type first")
+    return dtype
 
 
 def _padding_pairs(
@@ -355,7 +375,7 @@ def _padding_pairs(
     """Padding in any of its forms as (before, after) for each dimension."""
     spatial = len(size)
     if isinstance(padding, str):
-        _one_of("padding", padding, PADDINGS)
+        one_of("padding", padding, PADDINGS)
         if padding == "valid":
             return ((0, 0),) * spatial
         if padding == "full":
@@ -363,7 +383,7 @@ def _padding_pairs(
         # "same": the output has ceil(size / stride) places; an odd one goes after, as in PyTorch, TensorFlow and ONNX.
         totals = [max((-(-n // s) - 1) * s + e - n, 0) for n, s, e in zip(size, stride, extent, strict=True)]
         return tuple((t // 2, t - t // 2) for t in totals)
-    if not isinstance(padding, Iterable):
+    if not _is_sequence(padding):
         return ((integer("padding", padding, minimum=0),) * 2,) * spatial
     entries = list(padding)
     if len(entries) != spatial:
@@ -373,7 +393,7 @@ def _padding_pairs(
         )
     pairs = []
     for entry in entries:
-        if not isinstance(entry, Iterable):
+        if not _is_sequence(entry):
             pairs.append((integer("padding", entry, minimum=0),) * 2)
             continue
         pair = tuple(integer("padding", v, minimum=0) for v in entry)

@@ -112,7 +112,9 @@ def test_pictures_are_looked_for_beside_the_boxes(tmp_path: Path) -> None:
 
 def test_errors_are_explained_in_one_line() -> None:
     assert explain(ValueError("a\nb")) == "a b"
-    assert "out of memory" in explain(MemoryError())
+    assert explain(MemoryError()) == "out of memory; use smaller pictures or fewer bands"
+    text = explain(MemoryError("Unable to allocate 3 GiB\nfor an array"))
+    assert text == "out of memory: Unable to allocate 3 GiB for an array; use smaller pictures or fewer bands"
     assert explain(PermissionError(13, "Permission denied", "x.csv")).startswith("x.csv: Permission denied; ")
     assert "--debug" in explain(ZeroDivisionError("division by zero"))
     assert "--debug" in explain(ValueError())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import signal
@@ -113,6 +114,16 @@ def test_a_saved_detector_finds_the_same(run: Any, tmp_path: Path) -> None:
     assert first.code == again.code == 0
     assert json.loads(again.out)["images"] == json.loads(first.out)["images"]
     assert files_in(tmp_path) == ["disc.detector", "one.png", "other.png"]
+    # A result has the permissions of any new file; nothing is left behind beside it.
+    assert (tmp_path / "disc.detector").stat().st_mode == (tmp_path / "one.png").stat().st_mode
+
+
+def test_no_command_depends_on_how_modules_are_found(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name.startswith("wherever") else real(name, *rest)
+    )
+    assert run("ladder", "--no-measure").code == 0
 
 
 def test_examples_from_a_file(run: Any, tmp_path: Path) -> None:
@@ -177,7 +188,7 @@ def test_a_name_with_brackets_is_no_markup(run: Any, tmp_path: Path) -> None:
 def test_help_and_version(run: Any) -> None:
     for arguments, words in (
         (["find", "--help"], ["--example", "X,Y,W,H", "wherever find sample:coins", "Exit codes"]),
-        (["--help"], ["find", "evaluate", "samples"]),
+        (["--help"], ["find", "evaluate", "samples", "ladder"]),
         (["--version"], ["wherever 0."]),
         (["samples"], ["sample:coins", "384 x 303"]),
     ):

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import FLOATS, assert_close, disguised, expected, numbers, problems
 
-from wherever.engine import algorithms
-from wherever.engine.algorithms import ALGORITHMS, ExactIntegers, Im2col, OverlapSave, Taps, blockwise
+from wherever.engine import algorithms, blocks
+from wherever.engine.algorithms import ALGORITHMS, Direct, ExactIntegers, Im2col, OverlapSave, Taps, blockwise
 from wherever.engine.machine import Machine
+from wherever.engine.plan import choose
 from wherever.problem import ConvProblem
 
 
@@ -86,9 +87,12 @@ def test_an_overflow_of_the_transform_alone_is_summed_directly():
     np.testing.assert_array_equal(out, x)
 
 
-@pytest.mark.parametrize("algorithm", [Im2col(), Taps(), OverlapSave()], ids=lambda a: a.name)
-def test_many_blocks(algorithm, monkeypatch):
-    """Problems larger than one block, cut in each of the ways that there are."""
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 1), (3, 9)])
+@pytest.mark.parametrize("algorithm", [Direct(), Im2col(), Taps(), OverlapSave()], ids=lambda a: a.name)
+def test_many_blocks(algorithm, dilation, monkeypatch):
+    """Problems larger than one block, cut in each of the ways that there are; dilation beyond the size of a block."""
+    monkeypatch.setattr(algorithms.direct, "_BLOCK_BYTES", 8000)
+    monkeypatch.setattr(blocks, "_FOOTPRINT_ELEMENTS", 1500)
     monkeypatch.setattr(algorithms.im2col, "_COLUMN_BYTES", 3000)
     monkeypatch.setattr(algorithms.taps, "_BLOCK_ELEMENTS", 60)
     monkeypatch.setattr(algorithms.overlap_save, "_TILE_BYTES", 20000)
@@ -102,11 +106,14 @@ def test_many_blocks(algorithm, monkeypatch):
                     groups=2,
                     padding=((3, 4), (1, 0)),
                     stride=(1, 2),
+                    dilation=dilation,
                     boundary=boundary,
                     layout=layout,
                     direction=direction,
                     dtype="float64",
                 )
+                if algorithm.refuses(problem):
+                    continue
                 source, operand = numbers(problem.source_shape, "float64"), numbers(problem.operand_shape, "float64", 1)
                 out = np.empty(problem.result_shape)
                 algorithm.prepare(problem, operand).run(source, out, 2)
@@ -164,3 +171,51 @@ def test_storing_keeps_integers_modulo_their_range():
     target = np.empty(3, np.int8)
     blockwise.store(target, np.array([127.0, 128.0, -300.0]), None)
     np.testing.assert_array_equal(target, [127, -128, -44])
+
+
+def long_sums():
+    """Problems whose results are sums of very many terms, in each direction."""
+    yield ConvProblem.from_shapes((1, 1, 100_000), (1, 1, 100_000))
+    yield ConvProblem.from_shapes((1, 5_000, 40), (2, 5_000, 1))
+    yield ConvProblem.from_shapes((1, 5_000, 40), (2, 5_000, 3), layout="channels_first")
+    yield ConvProblem.from_shapes((1, 2, 40), (5_000, 2, 3), direction="transpose")
+    yield ConvProblem.from_shapes((1, 1, 300, 300), (1, 1, 3, 3), direction="weight_gradient")
+    yield ConvProblem.from_shapes((3, 1, 200_000), (1, 1, 1), direction="weight_gradient")
+
+
+@pytest.mark.parametrize("data", ["constant", "positive"])
+@pytest.mark.parametrize("problem", list(long_sums()), ids=lambda p: f"{p.direction}-{p.w_shape}")
+def test_long_sums_keep_the_accuracy_promise(problem, data):
+    random = np.random.default_rng(0)
+
+    def draw(shape):
+        if data == "constant":  # rounding errors of one sign
+            return np.full(shape, 1 / 3, np.float32)
+        return np.abs(random.standard_normal(shape)).astype(np.float32)
+
+    source, operand = draw(problem.source_shape), draw(problem.operand_shape)
+    wide = dataclasses.replace(problem, dtype=np.dtype("float64"))
+    truth = np.empty(problem.result_shape)
+    Im2col().prepare(wide, operand).run(source, truth, 1)
+    for algorithm in (a for a in ALGORITHMS if a.refuses(problem) is None):
+        out = np.empty(problem.result_shape, np.float32)
+        algorithm.prepare(problem, operand).run(source, out, 1)
+        assert_close(out, truth, "float32")
+
+
+@pytest.mark.parametrize("direction", ["forward", "transpose"])
+def test_weights_that_are_not_finite_reach_no_further_than_their_tap(direction):
+    problem = ConvProblem.from_shapes((1, 1, 20), (1, 1, 4), direction=direction)
+    source, w = np.ones(problem.source_shape, np.float32), np.ones(problem.w_shape, np.float32)
+    w[0, 0, 0] = np.inf
+    truth = expected(problem, source, w)
+    for algorithm in (a for a in ALGORITHMS if a.refuses(problem) is None):
+        out = np.empty(problem.result_shape, np.float32)
+        algorithm.prepare(problem, w).run(source, out, 1)
+        np.testing.assert_array_equal(np.isfinite(out), np.isfinite(truth))
+
+
+def test_patches_that_do_not_overlap_are_columns():
+    """Direct summation would copy each phase of the stride by itself, and use it once."""
+    problem = ConvProblem.from_shapes((1, 3, 512, 512), (16, 3, 32, 32), stride=32)
+    assert choose(problem).algorithm.name == "im2col"

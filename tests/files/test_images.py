@@ -324,6 +324,17 @@ def test_arrays_that_are_no_pictures(tmp_path: Path, array: np.ndarray, word: st
     assert word in message(path)
 
 
+@pytest.mark.parametrize("kind", ["c8", "c16"])
+def test_a_complex_tiff_is_no_picture(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.tif"
+    for options in ({}, {"compression": "zlib"}):
+        path.write_bytes(tiff_bytes(np.ones((5, 6), kind), photometric="minisblack", **options))
+        assert f"holds {np.dtype(kind)} values; a picture needs real numbers" in message(path)
+    path.write_bytes(tiff_bytes(np.ones((3, 5, 6), kind), photometric="minisblack"))
+    for source in (f"{path}#2", f"{path}#bands"):
+        assert "real numbers" in message(source)
+
+
 def test_no_picture_at_all(tmp_path: Path) -> None:
     assert "no such file" in message(tmp_path / "missing.png")
     assert "folder" in message(tmp_path)

@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wherever.files.outputs import OutputFolder, to_coco_text, to_csv_text, to_geojson_text, write_atomically
+from wherever.files.outputs import (
+    OutputFolder,
+    replacing,
+    to_coco_text,
+    to_csv_text,
+    to_geojson_text,
+    write_atomically,
+)
 
 BOXES = np.array([[1.0, 2.0, 11.0, 22.0], [0.25, 3.0, 4.0, 5.5]])
 SCORES = np.array([0.9, 0.1 + 0.2])
@@ -88,6 +95,41 @@ def test_a_write_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.
         write_atomically(tmp_path / "missing" / "a", "x")
     with pytest.raises(IsADirectoryError, match="is a folder"):
         write_atomically(tmp_path, "x")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_umask_holds_and_is_never_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda _: pytest.fail("other threads would see it"))
+            write_atomically(tmp_path / "a", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
+
+
+def replace_and_fail(path: Path, error: type[BaseException]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        raise error
+
+
+def test_a_file_is_replaced_at_the_end_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for there in (False, True):
+        before = contents(tmp_path)
+        for error in (KeyboardInterrupt, ValueError, SystemExit):
+            with pytest.raises(error):
+                replace_and_fail(path, error)
+            assert contents(tmp_path) == before
+        with replacing(path) as temporary:
+            assert temporary.parent == tmp_path
+            assert temporary.read_bytes() == b""
+            assert {name: data for name, data in contents(tmp_path).items() if name != temporary.name} == before
+            write_atomically(temporary, f"new {there}")  # a writer that is itself careful, such as Detector.save
+        assert contents(tmp_path) == {"a.txt": f"new {there}".encode()}
 
 
 @pytest.mark.parametrize("there", [True, False])

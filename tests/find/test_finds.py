@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -74,6 +77,34 @@ def test_arrays_are_its_own_and_read_only() -> None:
     assert finds.boxes.dtype == finds.scores.dtype == np.float64
     with pytest.raises(ValueError, match="read-only"):
         finds.boxes[0, 0] = 1
+
+
+@pytest.mark.parametrize(
+    "index", [True, False, np.True_, None, 1.0, "a", (0, 1), [0.5], [[0, 1]], np.ones((3, 4), bool)]
+)
+def test_what_is_no_index_is_refused(index: object) -> None:
+    with pytest.raises(TypeError, match=r"^finds\[.*an index is a whole number, a slice, a boolean mask"):
+        example()[index]  # type: ignore[call-overload]
+
+
+def test_a_mask_of_another_length_is_refused() -> None:
+    with pytest.raises(IndexError, match="boolean"):
+        example()[np.ones(2, bool)]
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, *(lambda finds, p=p: pickle.loads(pickle.dumps(finds, p)) for p in (2, 4, 5))],
+    ids=["copy", "deepcopy", "pickle 2", "pickle 4", "pickle 5"],
+)
+def test_copies_are_equal_and_read_only(copied: Callable[[Finds], Finds]) -> None:
+    finds = Finds([[0, 0, 1, 1], [0, 0, 2, 2]], [0.1, 0.2], image="a", label="b", image_size=(3, 4), calibrated=True)
+    got = copied(finds)
+    assert (got.image, got.label, got.image_size, got.calibrated) == ("a", "b", (3, 4), True)
+    for name in ("boxes", "scores", "scale", "angle"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(finds, name))
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(got, name)[0] = 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import io
 import sys
@@ -61,6 +60,7 @@ def _application() -> Any:
     from wherever.cli.common import guarded
     from wherever.cli.evaluate import evaluate
     from wherever.cli.find import find
+    from wherever.cli.ladder import ladder
     from wherever.cli.samples import samples
 
     app = typer.Typer(
@@ -88,9 +88,6 @@ def _application() -> Any:
     ) -> None:
         pass
 
-    for name, command in (("find", find), ("evaluate", evaluate), ("samples", samples)):
+    for name, command in (("find", find), ("evaluate", evaluate), ("samples", samples), ("ladder", ladder)):
         app.command(name, help=_flowing(command.__doc__), epilog=_EPILOG)(guarded(command))
-    if importlib.util.find_spec("wherever.cli.ladder") is not None:
-        ladder = importlib.import_module("wherever.cli.ladder").ladder
-        app.command("ladder", help=_flowing(ladder.__doc__), epilog=_EPILOG)(guarded(ladder))
     return app

@@ -90,7 +90,7 @@ def explain(error: Exception) -> str:
     """Say in one line what went wrong and what can be done about it."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
-        return "out of memory; use smaller pictures or fewer bands"
+        return f"out of memory{f': {text}' if text else ''}; use smaller pictures or fewer bands"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; choose another place, free some space or change the permissions"

@@ -6,9 +6,8 @@ import dataclasses
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +34,7 @@ from wherever.cli.common import (
 )
 from wherever.cli.progress import Steps
 from wherever.files.images import Image, locate
-from wherever.files.outputs import OutputFolder, to_csv_text, to_geojson_text
+from wherever.files.outputs import OutputFolder, replacing, to_csv_text, to_geojson_text
 from wherever.files.pictures import heat_map_png, overlay_png, score_map_tif
 
 if TYPE_CHECKING:
@@ -249,7 +248,8 @@ def find(
             examples_here = next((item.array() for item in marked if match_picture(item.source, [source])), None)
             try:
                 found = _search(model, image, source, label, threshold, top, steps)
-                anywhere = float(model.anywhere(image))
+                # The answer to "is there one anywhere?" is the score of the best find, if there is one.
+                anywhere = float(found.scores[0]) if len(found) else model.anywhere(image)
                 if folder is not None:
                     heat = None if scores is ScoreFormat.NONE else model.score_map(image)
                     _write(folder, places[source], image, found, examples_here, heat, scores)
@@ -371,21 +371,12 @@ def _saved(path: str | None) -> Iterator[Path | None]:
     target = Path(path)
     if target.is_dir():
         raise ValueError(f"--save {path}: is a folder; give a file name, for example {target / 'thing.detector'}")
-    try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{target.stem}.", suffix=target.suffix or ".detector", dir=target.parent
-        )
-    except OSError as error:
-        raise ValueError(f"--save {path}: cannot write there ({error.strerror}); choose another place") from None
-    os.close(handle)
-    try:
-        yield Path(name)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(replacing(target))
+        except OSError as error:
+            raise ValueError(f"--save {path}: cannot write there ({error.strerror}); choose another place") from None
+        yield temporary
 
 
 def _subfolders(images: Sequence[str]) -> dict[str, str]:

@@ -72,7 +72,7 @@ def ladder(
 def parse_sizes(option: str, text: str, least: int = 1) -> tuple[int, ...]:
     """Turn "1000x1000" into (1000, 1000)."""
     parts = re.split("[x×]", text.replace(" ", ""))
-    if not all(part.isascii() and part.isdecimal() for part in parts):
+    if not all(re.fullmatch("-?[0-9]+", part) for part in parts):
         raise ValueError(f"{option} {text}: write whole numbers with x between them, one for each dimension: 1000x1000")
     if any(int(part) < least for part in parts):
         raise ValueError(f"{option} {text}: every number must be at least {least}")

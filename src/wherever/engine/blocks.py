@@ -12,10 +12,12 @@ import numpy as np
 
 from wherever.problem import Array, Boundary, ConvProblem
 
+_FOOTPRINT_ELEMENTS = 1 << 21  # of the inputs of one block: 8 MiB in float32
+
 
 @dataclass(frozen=True)
 class Block:
-    """A box of outputs of a few images, and the footprint: the box of (padded) inputs that it reads.
+    """A box of outputs of a few images, and the footprint: the (padded) inputs that it reads.
 
     Attributes
     ----------
@@ -23,7 +25,11 @@ class Block:
     start, shape : tuple of int
         First output, and number of outputs, in each spatial dimension.
     foot_start, foot_shape : tuple of int
-        The same of the inputs; the start is negative and the end beyond x where the kernel looks over the border.
+        First input, and number of inputs; the start is negative and the end beyond x where the kernel looks over
+        the border.
+    spacing : tuple of int
+        How far apart two neighbouring taps are in the footprint: the dilation; or less, where the dilation is wider
+        than the block and the footprint leaves out what lies between the taps.
     """
 
     images: slice
@@ -31,6 +37,7 @@ class Block:
     shape: tuple[int, ...]
     foot_start: tuple[int, ...]
     foot_shape: tuple[int, ...]
+    spacing: tuple[int, ...]
 
     @property
     def outputs(self) -> tuple[slice, ...]:
@@ -38,26 +45,35 @@ class Block:
         return (self.images, slice(None), *(slice(a, a + n) for a, n in zip(self.start, self.shape, strict=True)))
 
 
-def block(problem: ConvProblem, images: slice, start: tuple[int, ...], shape: tuple[int, ...]) -> Block:
-    """The block of these outputs, with its footprint."""
-    foot_start = tuple(o * s - before for o, s, (before, _) in zip(start, problem.stride, problem.padding, strict=True))
-    return Block(images, start, shape, foot_start, footprint(problem, shape))
+def spacing(problem: ConvProblem, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How far apart the taps of a block of this shape are in its footprint: at most as far as the inputs of one."""
+    return tuple(min(d, (n - 1) * s + 1) for n, s, d in zip(shape, problem.stride, problem.dilation, strict=True))
 
 
-def footprint(problem: ConvProblem, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """How many inputs a box of outputs reads in each dimension."""
-    return tuple((n - 1) * s + e for n, s, e in zip(shape, problem.stride, problem.extent, strict=True))
+def footprint(problem: ConvProblem, shape: tuple[int, ...], apart: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """How many inputs a box of outputs reads in each dimension, with taps so far apart (else as `spacing` says)."""
+    apart = apart or spacing(problem, shape)
+    return tuple(
+        (n - 1) * s + 1 + (r - 1) * d for n, s, r, d in zip(shape, problem.stride, problem.kernel, apart, strict=True)
+    )
 
 
 def cut(problem: ConvProblem, places: int) -> Iterator[Block]:
-    """Cut the problem into blocks of about ``places`` outputs each (at least one).
+    """Cut the problem into blocks of about ``places`` outputs each (at least one), with bounded footprints.
 
     Trailing dimensions are kept whole as far as they fit, then images are taken together, so that a block is one
     run of memory in each channel.
     """
     if 0 in (problem.batch, *problem.output):
         return
-    shape = list(problem.output)
+    shape = block_shape(problem, places)
+    images = max(1, places // math.prod(problem.output)) if shape == problem.output else 1
+    yield from grid(problem, shape, images)
+
+
+def block_shape(problem: ConvProblem, places: int) -> tuple[int, ...]:
+    """The shape of the blocks of `cut`."""
+    shape = [max(n, 1) for n in problem.output]
     for dim in range(problem.spatial):
         rest = math.prod(shape[dim + 1 :])
         if shape[dim] * rest <= places:
@@ -65,22 +81,44 @@ def cut(problem: ConvProblem, places: int) -> Iterator[Block]:
         # As even as possible: blocks of nearly one size, instead of full ones and a sliver.
         most = max(1, places // rest)
         shape[dim] = -(-shape[dim] // -(-shape[dim] // most))
-    images = max(1, places // math.prod(problem.output)) if tuple(shape) == problem.output else 1
-    yield from grid(problem, tuple(shape), images)
+    while max(shape) > 1 and _inputs(problem, tuple(shape)) > _FOOTPRINT_ELEMENTS:
+        longest = shape.index(max(shape))
+        shape[longest] = -(-shape[longest] // 2)
+    return tuple(shape)
+
+
+def traffic(problem: ConvProblem, places: int) -> tuple[int, int, int]:
+    """Number of blocks that `cut` makes (of one image each), inputs of one block, and inputs of all blocks."""
+    shape = block_shape(problem, places)
+    blocks = problem.batch * math.prod(-(-n // m) for n, m in zip(problem.output, shape, strict=True))
+    inputs = _inputs(problem, shape)
+    return blocks, inputs, blocks * inputs
+
+
+def _inputs(problem: ConvProblem, shape: tuple[int, ...]) -> int:
+    return problem.in_channels * math.prod(footprint(problem, shape))
+
+
+def grid(problem: ConvProblem, shape: tuple[int, ...], images: int = 1, *, gapless: bool = False) -> Iterator[Block]:
+    """All blocks of this shape (smaller at the far ends), image after image.
+
+    With ``gapless`` footprints hold what lies between distant taps, too.
+    """
+    starts = [range(0, n, step) for n, step in zip(problem.output, shape, strict=True)]
+    for first in range(0, problem.batch, images):
+        some = slice(first, min(first + images, problem.batch))
+        for start in itertools.product(*starts):
+            clipped = tuple(min(m, n - o) for m, n, o in zip(shape, problem.output, start, strict=True))
+            apart = problem.dilation if gapless else spacing(problem, clipped)
+            foot_start = tuple(
+                o * s - before for o, s, (before, _) in zip(start, problem.stride, problem.padding, strict=True)
+            )
+            yield Block(some, start, clipped, foot_start, footprint(problem, clipped, apart), apart)
 
 
 def last_axes(index: Iterable[Any]) -> tuple[Any, ...]:
     """The index of the last axes of an array, whatever is before them."""
     return (..., *index)
-
-
-def grid(problem: ConvProblem, shape: tuple[int, ...], images: int = 1) -> Iterator[Block]:
-    """All blocks of this shape (smaller at the far ends), image after image."""
-    starts = [range(0, n, step) for n, step in zip(problem.output, shape, strict=True)]
-    for first in range(0, problem.batch, images):
-        for start in itertools.product(*starts):
-            clipped = tuple(min(m, n - o) for m, n, o in zip(shape, problem.output, start, strict=True))
-            yield block(problem, slice(first, min(first + images, problem.batch)), start, clipped)
 
 
 # The boundary, in one place: an axis of a footprint falls into runs of consecutive places that read x forwards,
@@ -146,8 +184,10 @@ def gather(problem: ConvProblem, x: Array, part: Block, dtype: np.dtype[Any]) ->
         Of any strides and any dtype that converts to ``dtype``.
     """
     inside = tuple(
-        slice(a, a + n) if a >= 0 and a + n <= m else None
-        for a, n, m in zip(part.foot_start, part.foot_shape, problem.size, strict=True)
+        slice(a, a + n) if a >= 0 and a + n <= m and apart == d else None
+        for a, n, m, apart, d in zip(
+            part.foot_start, part.foot_shape, problem.size, part.spacing, problem.dilation, strict=True
+        )
     )
     x = x[part.images]
     if None not in inside:
@@ -186,5 +226,18 @@ def scatter(problem: ConvProblem, x: Array, part: Block, foot: Array) -> None:
 
 
 def _combinations(problem: ConvProblem, part: Block) -> Iterator[tuple[Run, ...]]:
-    axes = zip(part.foot_start, part.foot_shape, problem.size, strict=True)
-    return itertools.product(*[runs(start, length, size, problem.boundary) for start, length, size in axes])
+    """Every combination of one run for each axis."""
+    return itertools.product(*(_axis_runs(problem, part, dim) for dim in range(problem.spatial)))
+
+
+def _axis_runs(problem: ConvProblem, part: Block, dim: int) -> list[Run]:
+    """The runs of one axis of a footprint; where it has gaps, of each tap's inputs by themselves."""
+    start, length, size = part.foot_start[dim], part.foot_shape[dim], problem.size[dim]
+    apart, dilation = part.spacing[dim], problem.dilation[dim]
+    if apart == dilation:
+        return runs(start, length, size, problem.boundary)
+    return [
+        Run(slice(run.foot.start + tap * apart, run.foot.stop + tap * apart), run.x)
+        for tap in range(problem.kernel[dim])
+        for run in runs(start + tap * dilation, apart, size, problem.boundary)
+    ]

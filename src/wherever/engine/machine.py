@@ -44,6 +44,11 @@ def arithmetic_cost(problem: ConvProblem) -> float:
     return dtype.itemsize / 4 * (2 if dtype.kind == "c" else 1)
 
 
+def wide_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type in which partial sums are added up, where sums are so long that single precision would show."""
+    return np.dtype({"f": np.float64, "F": np.complex128}.get(dtype.char, dtype))
+
+
 def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The type in which sums are taken: half precision in float32, booleans as integers, anything else as it is."""
     if dtype.name in ("float16", "bfloat16"):

@@ -59,13 +59,14 @@ def read_image(source: str | Path) -> Image:
         - a TIFF keeps all its bands, in whichever order they are stored, but for alpha bands; what the file calls
           channels are bands too; of pages, planes of depth or time one is chosen with `FILE#1`;
         - an animated GIF or WebP gives its first frame;
-        - an .npy file must hold real numbers of shape (H, W) or (H, W, C).
+        - an .npy file must hold an array of shape (H, W) or (H, W, C).
 
     Raises
     ------
     ImageError
         If the file is missing, unreadable, empty, no picture, corrupt, truncated, or larger than the limit of 2^29
-        pixels (another limit: environment variable WHEREVER_MAX_PIXELS); or if the library that reads it is missing.
+        pixels (another limit: environment variable WHEREVER_MAX_PIXELS); if its values are not real numbers (but
+        complex ones, or text); or if the library that reads it is missing.
     """
     name, path, page = locate(source)
     try:
@@ -93,6 +94,8 @@ def read_image(source: str | Path) -> Image:
         raise ImageError(
             f"{name}: corrupt or truncated ({_one_line(error)}); copy, download or export it again"
         ) from error
+    if image.dtype.kind not in "uif":
+        raise ImageError(f"{name}: holds {image.dtype} values; a picture needs real numbers (integers or floats)")
     if image.size == 0:
         raise ImageError(f"{name}: the picture has no pixels (shape {image.shape})")
     return image
@@ -202,8 +205,6 @@ def _read_npy(name: str, path: Path, page: int | None) -> Image:
         if "object" in str(error).lower():
             raise ImageError(f"{name}: holds Python objects, not numbers; save a plain array of numbers") from None
         raise
-    if mapped.dtype.kind not in "buif":
-        raise ImageError(f"{name}: holds {mapped.dtype} values; a picture needs real numbers (integers or floats)")
     if mapped.ndim not in (2, 3):
         raise ImageError(f"{name}: has shape {mapped.shape}; a picture has shape (H, W) or (H, W, bands)")
     _limit(name, mapped.shape[1], mapped.shape[0])

@@ -6,8 +6,11 @@ import csv
 import io
 import json
 import os
+import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,24 +38,46 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
     OSError
         If the folder does not exist or cannot be written; `path` is then as it was.
     """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a new file beside `path` to write to, which takes the place of `path` at the end if nothing goes wrong.
+
+    Entering shows that the folder can be written; long work may follow before the file is filled. What was written is
+    flushed to the disk before it takes the place of `path`. If anything is raised, `path` is as it was.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to replace. Its folder must exist.
+
+    Yields
+    ------
+    Path
+        An empty file in the same folder.
+
+    Raises
+    ------
+    OSError
+        If the folder does not exist or cannot be written, or `path` is a folder.
+    """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder; give a file name")
-    raw = data.encode("utf-8") if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+    # Unlike those of tempfile, this file has from the beginning the permissions of any new file, as a result should;
+    # to ask for the umask would mean to change it for a moment, for every thread of the process.
+    temporary.open("xb").close()
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read; a result should have the permissions of any new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class OutputFolder:

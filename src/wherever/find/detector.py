@@ -218,7 +218,9 @@ class Detector:
         of independent events would: on pictures held out of the training, 1 - prod(1 - p) over all finds was the worse
         prediction where both answers occur (log loss 0.47 against 0.38). Calibrated where `calibrated_`.
         """
-        return float(self.score_map(image).max())
+        picture = self._picture(image)
+        found = candidates(self.kernel_, picture, self.kernel_.maps_of(picture))
+        return float(self._probability(found.scores).max(initial=0.0))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted detector to one file (npz, no pickle), which :meth:`load` reads."""

@@ -106,6 +106,12 @@ class Finds:
             width, height = self.image_size
             object.__setattr__(self, "image_size", (int(width), int(height)))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Neither pickle nor deepcopy keeps the arrays read-only.
+        self.__dict__.update(state)
+        for name in ("boxes", "scores", "scale", "angle"):
+            state[name].flags.writeable = False
+
     def __len__(self) -> int:
         return len(self.scores)
 
@@ -118,11 +124,10 @@ class Finds:
     @overload
     def __getitem__(self, index: slice | npt.NDArray[Any] | list[int] | list[bool]) -> Finds: ...
     def __getitem__(self, index: int | slice | npt.NDArray[Any] | list[int] | list[bool]) -> Find | Finds:
-        if isinstance(index, int | np.integer):
+        if isinstance(index, int | np.integer) and not isinstance(index, bool):
             x0, y0, x1, y1 = self.boxes[index].tolist()
             return Find((x0, y0, x1, y1), float(self.scores[index]), float(self.scale[index]), float(self.angle[index]))
-        # An empty list is an array of floats to NumPy, which refuses it as an index.
-        chosen = np.zeros(0, dtype=np.intp) if isinstance(index, list) and not index else index
+        chosen = _selection(index)
         return Finds(
             self.boxes[chosen],
             self.scores[chosen],
@@ -234,6 +239,21 @@ class Finds:
             text.set_path_effects(outline)
         ax.set_axis_off()
         return ax
+
+
+def _selection(index: object) -> slice | npt.NDArray[Any]:
+    """Check what chooses several finds; TypeError if it is something else."""
+    if isinstance(index, slice):
+        return index
+    # An empty list is an array of floats to NumPy, which refuses it as an index.
+    chosen = np.zeros(0, dtype=np.intp) if isinstance(index, list) and not index else np.asarray(index)
+    if isinstance(index, tuple) or chosen.ndim != 1 or chosen.dtype.kind not in "biu":
+        given = f"array of {chosen.dtype}, shape {chosen.shape}" if isinstance(index, np.ndarray) else repr(index)
+        raise TypeError(
+            f"finds[{given}]: an index is a whole number, a slice, a boolean mask with one value a find, or a list "
+            "or array of whole numbers"
+        )
+    return chosen
 
 
 def _text_and_file(text: str, path: str | Path | None) -> str:

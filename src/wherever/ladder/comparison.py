@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from wherever.ladder.counts import Array, Count, Shape, checked_channels, checked_delta, checked_integer, checked_shape
+from wherever.ladder.counts import Count, Shape, Sizes, checked_channels, checked_delta, checked_shape
 from wherever.ladder.layers import Convolution, FullyConnected, Local, TranslationInvariant, all_offsets
 from wherever.ladder.memory import available_memory
 from wherever.ladder.words import by, in_bytes, in_seconds, indices, rounded, whole
+from wherever.problem import Array, integer
 
 
 @dataclass(frozen=True)
@@ -217,10 +218,10 @@ def _typeset(number: str) -> str:
 
 
 def table(
-    image: int | Sequence[int] = (1000, 1000),
-    hidden: int | Sequence[int] | None = None,
-    delta: int | Sequence[int] = 10,
-    channels: tuple[int, int] = (3, 16),
+    image: Sizes = (1000, 1000),
+    hidden: Sizes | None = None,
+    delta: Sizes = 10,
+    channels: Iterable[int] = (3, 16),
     *,
     units: int = 1000,
     measure: bool = True,
@@ -266,7 +267,8 @@ def table(
             f"hidden is {by(hiddens)} and image {by(inputs)}; they need equally many dimensions, since a kernel's "
             "offsets lead from one to the other (for hidden units without a place, use units)"
         )
-    reach, pair, units = checked_delta(delta, len(inputs)), checked_channels(channels), checked_integer("units", units)
+    reach, pair = checked_delta(delta, len(inputs)), checked_channels(channels)
+    units = integer("units", units, minimum=1)
     kind = np.dtype(dtype)
     if kind.kind != "f":
         raise ValueError(f"dtype is {kind}; it must be a floating dtype")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
-Array: TypeAlias = npt.NDArray[Any]
+from wherever.problem import Array, integer
+
 Shape: TypeAlias = tuple[int, ...]
+Sizes: TypeAlias = int | Iterable[int]
 
 
 @dataclass(frozen=True)
@@ -97,45 +98,60 @@ def checked_weights(values: npt.ArrayLike) -> Array:
     return array.astype(np.float64)
 
 
-def checked_integer(name: str, value: int, least: int = 1) -> int:
-    """Check an integer, of Python or of NumPy, that may not be less than `least`."""
+def checked_biases(name: str, values: npt.ArrayLike, weights: Array) -> tuple[Array, Array]:
+    """Bring biases and weights to one type: that of the weights, or its complex one where the biases are complex.
+
+    Raises
+    ------
+    TypeError
+        If the biases are no numbers.
+    """
+    biases: Array = np.asarray(values)
+    if biases.dtype.kind not in "uibfc":
+        raise TypeError(f"{name} must be numbers; given dtype {biases.dtype}")
+    if biases.dtype.kind == "c":
+        weights = weights.astype(np.result_type(weights.dtype, np.complex64), copy=False)
+    return biases.astype(weights.dtype, copy=False), weights
+
+
+def _entries(value: Sizes, repeat: int = 1) -> tuple[Any, ...]:
+    """Give the numbers of an iterable; what is none, also an array without dimensions, `repeat` times."""
     try:
-        number = operator.index(value)
+        numbers = iter(cast(Iterable[int], value))
     except TypeError:
-        raise TypeError(f"{name} must be whole numbers; given {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}; given {number}")
-    return number
+        return (value,) * repeat
+    return tuple(numbers)
 
 
-def checked_shape(name: str, value: int | Sequence[int], dimensions: int | None = None) -> Shape:
+def checked_shape(name: str, value: Sizes, dimensions: int | None = None) -> Shape:
     """Check a spatial shape; one number is a shape of one dimension."""
-    sizes: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) else (value,)
+    sizes = _entries(value)
     if not sizes or (dimensions is not None and len(sizes) != dimensions):
         wanted = "at least one dimension" if dimensions is None else f"{dimensions} dimension(s)"
         raise ValueError(f"{name} is {sizes}; it must have {wanted}")
-    return tuple(checked_integer(f"sizes of {name}", size) for size in sizes)
+    return tuple(integer(name, size, minimum=1) for size in sizes)
 
 
-def both_shapes(input_shape: int | Sequence[int], hidden_shape: int | Sequence[int] | None) -> tuple[Shape, Shape]:
+def both_shapes(input_shape: Sizes, hidden_shape: Sizes | None) -> tuple[Shape, Shape]:
     """Check the shape of the image and that of the hidden representation, which is the same if it is None."""
     inputs = checked_shape("input_shape", input_shape)
     return inputs, inputs if hidden_shape is None else checked_shape("hidden_shape", hidden_shape, len(inputs))
 
 
-def checked_delta(value: int | Sequence[int], dimensions: int) -> Shape:
+def checked_delta(value: Sizes, dimensions: int) -> Shape:
     """Check Δ: one number for all dimensions, or one for each."""
-    reach = tuple(value) if isinstance(value, Sequence) else (value,) * dimensions
+    reach = _entries(value, dimensions)
     if len(reach) != dimensions:
         raise ValueError(f"delta is {reach}; it must be one number, or one for each of {dimensions} dimension(s)")
-    return tuple(checked_integer("delta", r, least=0) for r in reach)
+    return tuple(integer("delta", r, minimum=0) for r in reach)
 
 
-def checked_channels(value: tuple[int, int]) -> tuple[int, int]:
+def checked_channels(value: Iterable[int]) -> tuple[int, int]:
     """Check a pair of channel counts, how many in and how many out."""
-    if not isinstance(value, Sequence) or len(value) != 2:
+    pair = _entries(value)
+    if len(pair) != 2:
         raise ValueError(f"channels is {value!r}; it must be two numbers, how many in and how many out")
-    c, d = (checked_integer("channels", number) for number in value)
+    c, d = (integer("channels", number, minimum=1) for number in pair)
     return c, d
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from wherever.ladder.counts import (
-    Array,
     Count,
     Shape,
+    Sizes,
     both_shapes,
+    checked_biases,
     checked_channels,
     checked_delta,
     checked_middle,
@@ -26,6 +27,7 @@ from wherever.ladder.counts import (
 from wherever.ladder.memory import available_memory
 from wherever.ladder.words import by, in_bytes
 from wherever.ops import conv
+from wherever.problem import Array
 
 # ---------------------------------------------------------------------------------------------------- the window
 
@@ -112,7 +114,8 @@ class FullyConnected:
     W : array, shape (*hidden, *input), with channels (*hidden, d, *input, c)
         The weights. Integers become float64.
     U : array, shape (*hidden), with channels (*hidden, d)
-        The biases. Their shape says which axes of W belong to the hidden representation.
+        The biases, which take the type of W; complex ones make W complex. Their shape says which axes of W belong to
+        the hidden representation.
     channels : bool
         Whether the last axis of the hidden representation and the last axis of the image are channels.
 
@@ -126,8 +129,7 @@ class FullyConnected:
     """
 
     def __init__(self, W: npt.ArrayLike, U: npt.ArrayLike, *, channels: bool = False) -> None:
-        self.W = checked_weights(W)
-        self.U = np.asarray(U).astype(self.W.dtype, copy=False)
+        self.U, self.W = checked_biases("U", U, checked_weights(W))
         self.channels = channels
         of_image = self.W.ndim - self.U.ndim
         given = f"W has shape {self.W.shape} and U {self.U.shape}"
@@ -191,9 +193,7 @@ class FullyConnected:
         return H
 
     @staticmethod
-    def describe(
-        input_shape: int | Sequence[int], hidden_shape: int | Sequence[int], channels: tuple[int, int] = (1, 1)
-    ) -> Count:
+    def describe(input_shape: Sizes, hidden_shape: Sizes, channels: Iterable[int] = (1, 1)) -> Count:
         """Count such a layer from its shapes; `channels` are how many in, how many out. Every term is in the image."""
         inputs, hidden = checked_shape("input_shape", input_shape), checked_shape("hidden_shape", hidden_shape)
         c, d = checked_channels(channels)
@@ -210,17 +210,18 @@ class FullyConnected:
 
     # -- the same layer by offsets: V[i,j,a,b] = W[i,j,i+a,j+b]
 
-    def at(self, position: Sequence[int], offset: Sequence[int]) -> Any:
+    def at(self, position: Iterable[int], offset: Iterable[int]) -> Any:
         """Give ``V[i,j,a,b]``, the weight that `position` (i, j) has for the pixel at `offset` (a, b) from it.
 
         With channels, the (d, c) matrix of the weights there. IndexError where (i+a, j+b) is outside the image: V is
         not defined there, which is why W and V have equally many weights.
         """
         self._same_dimensions("at")
-        i, pixel = tuple(position), tuple(p + a for p, a in zip(position, offset, strict=True))
+        i, away = tuple(map(operator.index, position)), tuple(map(operator.index, offset))
+        pixel = tuple(p + a for p, a in zip(i, away, strict=True))
         for what, place, shape in (("position", i, self.hidden_shape), ("pixel", pixel, self.input_shape)):
             if not all(0 <= p < size for p, size in zip(place, shape, strict=True)):
-                raise IndexError(f"position {i}, offset {tuple(offset)}: {what} {place} is outside {by(shape)}")
+                raise IndexError(f"position {i}, offset {away}: {what} {place} is outside {by(shape)}")
         weights = self._weights[i][(slice(None), *pixel)]
         return weights if self.channels else weights[0, 0]
 
@@ -244,7 +245,7 @@ class FullyConnected:
 
     @classmethod
     def from_offsets(
-        cls, V: npt.ArrayLike, U: npt.ArrayLike, input_shape: int | Sequence[int], *, channels: bool = False
+        cls, V: npt.ArrayLike, U: npt.ArrayLike, input_shape: Sizes, *, channels: bool = False
     ) -> FullyConnected:
         """Build the layer from ``V[i,j,a,b]`` as `to_offsets` gives it: ``W[i,j,k,l] = V[i,j,k-i,l-j]``.
 
@@ -313,13 +314,11 @@ class _KernelLayer:
         """Give the lowest and the highest offset in each dimension."""
         return tuple(-c for c in self.centre), tuple(r - 1 - c for r, c in zip(self.V.shape, self.centre, strict=False))
 
-    def _shapes(
-        self, input_shape: int | Sequence[int], hidden_shape: int | Sequence[int] | None
-    ) -> tuple[Shape, Shape]:
+    def _shapes(self, input_shape: Sizes, hidden_shape: Sizes | None) -> tuple[Shape, Shape]:
         inputs = checked_shape("input_shape", input_shape, len(self.centre))
         return inputs, inputs if hidden_shape is None else checked_shape("hidden_shape", hidden_shape, len(self.centre))
 
-    def __call__(self, x: npt.ArrayLike, hidden_shape: int | Sequence[int] | None = None) -> Array:
+    def __call__(self, x: npt.ArrayLike, hidden_shape: Sizes | None = None) -> Array:
         """Run the layer on one image of any size, through `wherever.conv`.
 
         Parameters
@@ -354,12 +353,12 @@ class _KernelLayer:
         H: Array = conv(X[np.newaxis], kernel, bias, padding=padding)[0]
         return H
 
-    def count(self, input_shape: int | Sequence[int], hidden_shape: int | Sequence[int] | None = None) -> Count:
+    def count(self, input_shape: Sizes, hidden_shape: Sizes | None = None) -> Count:
         """Count this layer on images of one size; the same as `describe` of its shapes."""
         c, d = self._kernel.shape[-2:]
         return count_kernel(*self._shapes(input_shape, hidden_shape), *self._range(), (c, d))
 
-    def energy(self, input_shape: int | Sequence[int], hidden_shape: int | Sequence[int] | None = None) -> float:
+    def energy(self, input_shape: Sizes, hidden_shape: Sizes | None = None) -> float:
         """Sum the squared weights of the fully connected layer it equals, without building that.
 
         ``Σ_a n(a) V[a]^2``, n(a) being how often the offset a leads from a hidden pixel to a pixel of the image.
@@ -376,9 +375,7 @@ class _KernelLayer:
             squares = np.tensordot(often.astype(np.float64), squares, axes=1)
         return float(squares.sum())
 
-    def fully_connected(
-        self, input_shape: int | Sequence[int], hidden_shape: int | Sequence[int] | None = None
-    ) -> FullyConnected:
+    def fully_connected(self, input_shape: Sizes, hidden_shape: Sizes | None = None) -> FullyConnected:
         """Climb up: the fully connected layer that this one equals on images of one size.
 
         ``W[i,j,k,l] = V[k-i,l-j]``, zero for the offsets that V does not have; ``U[i,j] = u``.
@@ -408,6 +405,14 @@ class _KernelLayer:
         return FullyConnected(W.reshape(*hidden, *inputs), U.reshape(hidden))
 
 
+def _one_bias(u: complex, kernel: Array) -> tuple[Any, Array]:
+    """Check the bias of a layer without channels; bring it and the kernel to one type."""
+    bias, kernel = checked_biases("u", u, kernel)
+    if bias.shape:
+        raise ValueError(f"u has shape {bias.shape}; it must be one number (Convolution has one for each channel)")
+    return bias[()], kernel
+
+
 # ---------------------------------------------------------------------- rung 2: translation invariance
 
 
@@ -418,8 +423,8 @@ class TranslationInvariant(_KernelLayer):
     ----------
     V : array, one axis for each dimension
         The weight of each offset. All offsets within an image of H x W pixels are (2H-1) x (2W-1), a in (-H, H).
-    u : float
-        The bias.
+    u : number
+        The bias, of the type of V; a complex one makes V complex.
     centre : sequence of int, optional
         The index of offset 0 in V; the middle if not given, which needs odd sizes. With a hidden representation of H
         and an image of N pixels the offsets run from -(H-1) to N-1, and the centre is H-1.
@@ -427,10 +432,10 @@ class TranslationInvariant(_KernelLayer):
     Raises
     ------
     ValueError
-        If a size is zero, if a size is even and no centre is given, or the centre lies outside V.
+        If a size is zero, if a size is even and no centre is given, the centre lies outside V, or u is not one number.
     """
 
-    def __init__(self, V: npt.ArrayLike, u: float = 0.0, *, centre: Sequence[int] | None = None) -> None:
+    def __init__(self, V: npt.ArrayLike, u: complex = 0.0, *, centre: Iterable[int] | None = None) -> None:
         kernel = checked_weights(V)
         shape = checked_shape("V.shape", kernel.shape)
         if centre is None:
@@ -440,10 +445,11 @@ class TranslationInvariant(_KernelLayer):
         zero = tuple(map(operator.index, centre))
         if len(zero) != len(shape) or not all(0 <= at < size for at, size in zip(zero, shape, strict=True)):
             raise ValueError(f"centre is {zero}; it must be an index into V, whose shape is {shape}")
-        super().__init__(kernel, kernel.dtype.type(u), zero)
+        bias, kernel = _one_bias(u, kernel)
+        super().__init__(kernel, bias, zero)
 
     @staticmethod
-    def describe(input_shape: int | Sequence[int], hidden_shape: int | Sequence[int] | None = None) -> Count:
+    def describe(input_shape: Sizes, hidden_shape: Sizes | None = None) -> Count:
         """Count such a layer with all offsets between an image and its hidden representation."""
         inputs, hidden = both_shapes(input_shape, hidden_shape)
         return count_kernel(inputs, hidden, tuple(1 - h for h in hidden), tuple(n - 1 for n in inputs), (1, 1))
@@ -504,18 +510,18 @@ class Local(_KernelLayer):
     ----------
     V : array, 2Δ+1 weights along each dimension
         The kernel; Δ may differ between the dimensions.
-    u : float
-        The bias.
+    u : number
+        The bias, of the type of V; a complex one makes V complex.
 
     Raises
     ------
     ValueError
-        If a size of V is not odd.
+        If a size of V is not odd, or u is not one number.
     """
 
-    def __init__(self, V: npt.ArrayLike, u: float = 0.0) -> None:
-        kernel = checked_weights(V)
-        super().__init__(kernel, kernel.dtype.type(u), checked_middle(kernel.shape))
+    def __init__(self, V: npt.ArrayLike, u: complex = 0.0) -> None:
+        bias, kernel = _one_bias(u, checked_weights(V))
+        super().__init__(kernel, bias, checked_middle(kernel.shape))
 
     @property
     def delta(self) -> Shape:
@@ -524,10 +530,10 @@ class Local(_KernelLayer):
 
     @staticmethod
     def describe(
-        input_shape: int | Sequence[int],
-        hidden_shape: int | Sequence[int] | None = None,
+        input_shape: Sizes,
+        hidden_shape: Sizes | None = None,
         *,
-        delta: int | Sequence[int],
+        delta: Sizes,
     ) -> Count:
         """Count such a layer: (2Δ+1)^n weights, whatever the size of the image."""
         inputs, hidden = both_shapes(input_shape, hidden_shape)
@@ -538,10 +544,10 @@ class Local(_KernelLayer):
     def project(
         cls,
         layer: FullyConnected | TranslationInvariant | Local,
-        delta: int | Sequence[int],
+        delta: Sizes,
         *,
-        input_shape: int | Sequence[int] | None = None,
-        hidden_shape: int | Sequence[int] | None = None,
+        input_shape: Sizes | None = None,
+        hidden_shape: Sizes | None = None,
     ) -> Projection[Local]:
         """Step down: the nearest local layer is the kernel, cut off beyond `delta`.
 
@@ -562,9 +568,9 @@ class Local(_KernelLayer):
 
 def _cut(
     layer: FullyConnected | TranslationInvariant | Local | Convolution,
-    delta: int | Sequence[int],
-    input_shape: int | Sequence[int] | None,
-    hidden_shape: int | Sequence[int] | None,
+    delta: Sizes,
+    input_shape: Sizes | None,
+    hidden_shape: Sizes | None,
 ) -> tuple[Array, Array, tuple[float, float, float, float]]:
     """Project on the layers with a kernel |a| <= delta: the kernel (*offsets, c, d), the biases (d,), the energies."""
     kernel: _KernelLayer
@@ -602,8 +608,8 @@ class Convolution(_KernelLayer):
     ----------
     V : array, shape (2Δ+1, ..., 2Δ+1, c, d)
         The kernel, input channels and output channels last, in the source's order of indices.
-    u : float or array, shape (d,)
-        One bias for each output channel.
+    u : number or array, shape (d,)
+        One bias for each output channel, of the type of V; a complex one makes V complex.
 
     Every pair of channels (c, d) is a `Local` layer of its own; their outputs are summed over c. This rung is the first
     that gives back some of what the two before it took away. With Δ = 0 the layer is a matrix of c x d weights that is
@@ -616,14 +622,13 @@ class Convolution(_KernelLayer):
     """
 
     def __init__(self, V: npt.ArrayLike, u: npt.ArrayLike = 0.0) -> None:
-        kernel, bias = checked_weights(V), np.asarray(u)
+        bias, kernel = checked_biases("u", u, checked_weights(V))
         shape = checked_shape("V.shape", kernel.shape)
         if len(shape) < 3:
             raise ValueError(f"V has shape {shape}; it must be (2Δ+1, ..., c, d) with at least one spatial axis")
         if bias.shape not in ((), shape[-1:]):
             raise ValueError(f"u has shape {bias.shape}; it must be one number, or one for each of d = {shape[-1]}")
-        bias = np.broadcast_to(bias, shape[-1:]).astype(kernel.dtype)
-        super().__init__(kernel, bias, checked_middle(shape[:-2]), channels=True)
+        super().__init__(kernel, np.broadcast_to(bias, shape[-1:]).copy(), checked_middle(shape[:-2]), channels=True)
 
     @property
     def delta(self) -> Shape:
@@ -636,11 +641,11 @@ class Convolution(_KernelLayer):
 
     @staticmethod
     def describe(
-        input_shape: int | Sequence[int],
-        hidden_shape: int | Sequence[int] | None = None,
+        input_shape: Sizes,
+        hidden_shape: Sizes | None = None,
         *,
-        delta: int | Sequence[int],
-        channels: tuple[int, int],
+        delta: Sizes,
+        channels: Iterable[int],
     ) -> Count:
         """Count such a layer: (2Δ+1)^n · c · d weights, `channels` being (c, d)."""
         inputs, hidden = both_shapes(input_shape, hidden_shape)
@@ -651,10 +656,10 @@ class Convolution(_KernelLayer):
     def project(
         cls,
         layer: FullyConnected | TranslationInvariant | Local | Convolution,
-        delta: int | Sequence[int],
+        delta: Sizes,
         *,
-        input_shape: int | Sequence[int] | None = None,
-        hidden_shape: int | Sequence[int] | None = None,
+        input_shape: Sizes | None = None,
+        hidden_shape: Sizes | None = None,
     ) -> Projection[Convolution]:
         """Step down: the nearest convolution with kernels |a| <= delta.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from wherever.engine import run
 from wherever.engine.blocks import Block, cut, gather, scatter
-from wherever.engine.machine import working_dtype
+from wherever.engine.machine import wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
 
 
@@ -93,7 +93,8 @@ class Blockwise(abc.ABC):
             if sums is not result or self.bias is not None:
                 store(result, sums, self.bias)
         else:
-            total = self.pack(np.zeros(problem.w_shape, self.dtype))
+            # As many blocks as there may be: their sum is wide.
+            total = self.pack(np.zeros(problem.w_shape, self.dtype)).astype(wide_dtype(self.dtype))
 
             def add(part: Block) -> None:
                 y = self.operand[part.outputs].astype(self.dtype, copy=False)

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
 from wherever.engine.algorithms.blockwise import Blockwise
+from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
-from wherever.engine.blocks import Block, last_axes
-from wherever.engine.kernels.compile import compiled, host
+from wherever.engine.blocks import Block, footprint, last_axes, traffic
+from wherever.engine.kernels.compile import compiled, host, unavailable
 from wherever.engine.kernels.direct import direct
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -31,13 +32,16 @@ class Direct:
 
     def refuses(self, problem: ConvProblem) -> str | None:
         """The gradient by the weights, most transposes, and what is not a real floating-point number."""
+        broken = unavailable()
+        if broken is not None:
+            return broken
         if problem.direction == "weight_gradient":
             return "has no kernel for the gradient by the weights"
         if problem.direction == "transpose" and (set(problem.stride) != {1} or problem.boundary != 0):
             return "computes transposes of stride 1 with zeros outside"
         if working_dtype(problem.dtype).char not in "fd":
             return f"has kernels for float32 and float64, not {problem.dtype}"
-        if not problem.multiply_adds:
+        if not as_forward(problem).multiply_adds:
             return "there is nothing to sum"
         return None
 
@@ -51,23 +55,26 @@ class Direct:
         load = max(1.0, (2 * vectors + rows) / (rows * vectors))
         sums = problem.multiply_adds * _waste(problem) * padded * load * dtype.itemsize / 4 / machine.multiply_adds
         run = problem.output[-1] if problem.layout == "channels_first" else problem.in_channels
-        places = problem.batch * math.prod(problem.output)
-        inputs = problem.batch * problem.in_channels * math.prod(problem.size)
-        outputs = places * problem.out_channels
-        moved = (inputs + outputs) / (machine.copy * max(run, 1) / (run + 12)) * dtype.itemsize / 4
-        blocks = places / _places(problem) + 1
-        return sums + moved + blocks * 20 * machine.call
+        blocks, _, inputs = traffic(problem, _places(problem))
+        outputs = problem.batch * math.prod(problem.output) * problem.out_channels
+        phases = math.prod(problem.stride)  # each copied by itself, every so many places of a row
+        moved = (inputs * min(phases, 4) + outputs) / (machine.copy * max(run, 1) / (run + 12)) * dtype.itemsize / 4
+        return sums + moved + blocks * (20 + 2 * phases) * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
         """Input and result of one block."""
         problem = as_forward(problem)
         places = min(_places(problem), math.prod(problem.output)) * _waste(problem)
-        channels = problem.in_channels * math.prod(problem.stride) + problem.out_channels
-        return int(places * channels * working_dtype(problem.dtype).itemsize)
+        _, inputs, _ = traffic(problem, _places(problem))
+        return int((2 * inputs + places * problem.out_channels) * working_dtype(problem.dtype).itemsize)
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Pack the weights by blocks of output channels."""
         if problem.direction == "transpose":
+            if not np.isfinite(
+                operand
+            ).all():  # an infinite weight would meet the zeros outside, and they are not there
+                return Im2colPrepared(problem, operand, bias)
             w = operand.reshape(problem.groups, problem.group_out, problem.group_in, *problem.kernel).swapaxes(1, 2)
             turned = np.flip(w, tuple(range(3, w.ndim)))
             operand = turned.reshape(problem.in_channels, problem.group_out, *problem.kernel)
@@ -119,8 +126,9 @@ def _places(problem: ConvProblem) -> int:
 
 def _waste(problem: ConvProblem) -> float:
     """How many places are computed for each that is wanted: those between the ends of rows and the next rows."""
-    widths = [n + (e - 1) // s for n, e, s in zip(problem.output, problem.extent, problem.stride, strict=True)]
-    return math.prod(w / max(n, 1) for w, n in zip(widths[1:], problem.output[1:], strict=True))
+    shape = tuple(max(n, 1) for n in problem.output)
+    widths = [f / s for f, s in zip(footprint(problem, shape), problem.stride, strict=True)]
+    return math.prod(max(w / n, 1) for w, n in zip(widths[1:], shape[1:], strict=True))
 
 
 @dataclass(frozen=True)
@@ -159,6 +167,8 @@ class DirectPrepared(Blockwise):
         key = (planes.shape, planes.strides, part.shape)
         shape = self.shapes.get(key)
         if shape is None:
+            if len(self.shapes) > 100:  # of ever other memory orders of x
+                self.shapes.clear()
             shape = self.shapes[key] = self._shape(planes, part)
         sums = np.empty((len(foot), p.groups, self.blocks * self.rows, shape.places), self.dtype)
         for image, result in zip(planes, sums, strict=True):
@@ -195,7 +205,7 @@ class DirectPrepared(Blockwise):
         offsets = np.zeros((p.group_in, *p.kernel), np.int64)
         offsets += (np.arange(p.group_in) * steps[1]).reshape(-1, *[1] * p.spatial)
         strided = planes.ndim > 2 + p.spatial
-        for dim, (r, s, d) in enumerate(zip(p.kernel, p.stride, p.dilation, strict=True)):
+        for dim, (r, s, d) in enumerate(zip(p.kernel, p.stride, part.spacing, strict=True)):
             tap = np.arange(r) * d
             look = tap // s * pitches[dim] + (tap % s * steps[2 + dim] if strided else 0)
             offsets += look.reshape(-1, *[1] * (p.spatial - 1 - dim))

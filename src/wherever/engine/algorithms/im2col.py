@@ -10,11 +10,12 @@ from numpy.lib.stride_tricks import as_strided
 
 from wherever.engine.algorithms.blockwise import Blockwise
 from wherever.engine.algorithms.protocol import Prepared
-from wherever.engine.blocks import Block, last_axes
-from wherever.engine.machine import Machine, arithmetic_cost, working_dtype
+from wherever.engine.blocks import Block, last_axes, traffic
+from wherever.engine.machine import Machine, arithmetic_cost, wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
 
 _COLUMN_BYTES = 4 << 20  # of the matrix of one block: it should stay in the cache until it has been multiplied
+_LONG = 4096  # terms that BLAS may add up by itself
 
 
 class Im2col:
@@ -34,11 +35,11 @@ class Im2col:
         cost = arithmetic_cost(problem)
         places = problem.batch * math.prod(problem.output)
         columns = places * problem.in_channels * problem.taps
-        blocks = places / _places(problem) + 1
+        blocks, _, inputs = traffic(problem, _places(problem))
         # A product with few rows reads each column once for little work; a copy in short runs does not stream.
         product = machine.product * max(problem.group_out, 1) / (problem.group_out + 5)
         run = max(1, problem.group_in if problem.layout == "channels_last" else problem.output[-1])
-        copied = 0 if _is_matrix(problem) else columns / (machine.copy * run / (run + 12))
+        copied = 0 if _is_matrix(problem) else (columns + inputs) / (machine.copy * run / (run + 12))
         calls = blocks * (10 + problem.groups / 8)
         return (2 * problem.multiply_adds / product + copied) * cost + calls * machine.call
 
@@ -46,9 +47,8 @@ class Im2col:
         """The columns and the result of one block."""
         size = working_dtype(problem.dtype).itemsize
         columns = 0 if _is_matrix(problem) else problem.in_channels * problem.taps
-        return (
-            min(_places(problem), problem.batch * math.prod(problem.output)) * size * (columns + problem.out_channels)
-        )
+        places = min(_places(problem), problem.batch * math.prod(problem.output))
+        return size * (places * (columns + problem.out_channels) + traffic(problem, _places(problem))[1])
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Pack the weights as one matrix a group."""
@@ -89,26 +89,27 @@ class Im2colPrepared(Blockwise):
 
     def forward_block(self, foot: Array, part: Block) -> Array:
         """W times the columns."""
-        y: Array = np.matmul(self.weight, self._columns(foot, part))
+        y = _long_product(self.weight, self._columns(foot, part))
         return y.reshape(len(foot), self.problem.out_channels, *part.shape)
 
     def transpose_block(self, y: Array, part: Block) -> Array:
         """The transpose of W times the outputs; each column goes back to its window."""
         p = self.problem
         images = len(y)
-        columns = np.matmul(self.weight.swapaxes(1, 2), self._matrix(y))
+        columns = _long_product(self.weight.swapaxes(1, 2), self._matrix(y))
         if p.layout == "channels_last":
             windows = np.moveaxis(columns.reshape(images, p.groups, p.taps, p.group_in, *part.shape), 2, 3)
         else:
             windows = columns.reshape(images, p.groups, p.group_in, p.taps, *part.shape)
-        foot = np.zeros((images, p.groups, p.group_in, *part.foot_shape), self.dtype)
+        kind = self.dtype if p.taps <= _LONG else wide_dtype(self.dtype)
+        foot = np.zeros((images, p.groups, p.group_in, *part.foot_shape), kind)
         for number, tap in enumerate(np.ndindex(p.kernel)):
             foot[tap_places(p, part, tap)] += windows[:, :, :, number]
         return foot.reshape(images, p.in_channels, *part.foot_shape)
 
     def weight_block(self, foot: Array, y: Array, part: Block) -> Array:
         """The outputs times the transposed columns, summed over the images."""
-        products = np.matmul(self._matrix(y), self._columns(foot, part).swapaxes(2, 3))
+        products = _long_product(self._matrix(y), self._columns(foot, part).swapaxes(2, 3))
         total: Array = np.add.reduce(products, axis=0)
         return total
 
@@ -126,7 +127,7 @@ class Im2colPrepared(Blockwise):
             (
                 images,
                 foot.strides[1],
-                *(t * d for t, d in zip(strides[-p.spatial :], p.dilation, strict=True)),
+                *(t * d for t, d in zip(strides[-p.spatial :], part.spacing, strict=True)),
                 *(t * s for t, s in zip(strides[-p.spatial :], p.stride, strict=True)),
             ),
             writeable=False,
@@ -141,9 +142,24 @@ class Im2colPrepared(Blockwise):
         return windows.transpose(order).reshape(len(foot), places, p.groups, q).transpose(0, 2, 3, 1)
 
 
+def _long_product(a: Array, b: Array) -> Array:
+    """A matrix product whose sums, where they are long, are taken in parts and added up in a wider type.
+
+    BLAS adds float32 numbers one after the other, and the error grows with their number.
+    """
+    length = a.shape[-1]
+    if length <= _LONG:
+        product: Array = np.matmul(a, b)
+        return product
+    total = np.zeros((*b.shape[:-2], a.shape[-2], b.shape[-1]), wide_dtype(np.result_type(a, b)))
+    for start in range(0, length, _LONG):
+        total += np.matmul(a[..., start : start + _LONG], b[..., start : start + _LONG, :])
+    return total.astype(np.result_type(a, b), copy=False)
+
+
 def tap_places(problem: ConvProblem, part: Block, tap: tuple[int, ...]) -> tuple[Any, ...]:
     """The index of the places of a footprint that one tap of the kernel reads, for all outputs of the block."""
     return last_axes(
         slice(t * d, t * d + (n - 1) * s + 1, s)
-        for t, d, n, s in zip(tap, problem.dilation, part.shape, problem.stride, strict=True)
+        for t, d, n, s in zip(tap, part.spacing, part.shape, problem.stride, strict=True)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -212,7 +213,7 @@ class OverlapSavePrepared:
         """Compute into ``out``; see `Prepared.run`."""
         problem, tiling = self.problem, self.tiling
         source = channels_first(problem, source)
-        parts = list(grid(problem, tiling.shape))
+        parts = list(grid(problem, tiling.shape, gapless=True))
         batches = [parts[i : i + tiling.at_once] for i in range(0, len(parts), tiling.at_once)]
         with np.errstate(all="ignore"):  # numbers that overflow or are not finite are data, not errors
             if problem.direction == "forward":
@@ -306,7 +307,7 @@ class OverlapSavePrepared:
         for tile, part in zip(tiles, parts, strict=True):
             cut = tuple(min(n, m) for n, m in zip(part.foot_shape, lengths, strict=True))
             # A footprint longer than its transform ends in zeros.
-            shortened = Block(part.images, part.start, part.shape, part.foot_start, cut)
+            shortened = dataclasses.replace(part, foot_shape=cut)
             fill_footprint(p, x[part.images], shortened, tile[(None, slice(None), *(slice(0, m) for m in cut))])
         return tiles
 

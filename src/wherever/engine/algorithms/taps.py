@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from wherever.engine.algorithms.blockwise import Blockwise
 from wherever.engine.algorithms.im2col import tap_places
 from wherever.engine.algorithms.protocol import Prepared
-from wherever.engine.blocks import Block
-from wherever.engine.machine import Machine, arithmetic_cost, working_dtype
+from wherever.engine.blocks import Block, traffic
+from wherever.engine.machine import Machine, arithmetic_cost, wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
 
 _BLOCK_ELEMENTS = 1 << 15  # of the result of one block: with a scratch array of its size it stays in the cache
+_LONG = 1024  # terms that may be added one after the other in single precision
 
 
 class Taps:
@@ -31,11 +33,13 @@ class Taps:
         cost = arithmetic_cost(problem)
         per_call = problem.groups * min(_places(problem), problem.batch * math.prod(problem.output))
         calls = 2 * problem.multiply_adds / max(per_call, 1)
-        return 2 * problem.multiply_adds * cost / machine.sweep + calls * machine.call
+        gathered = traffic(problem, _places(problem))[2] / machine.copy
+        return (2 * problem.multiply_adds / machine.sweep + gathered) * cost + calls * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
         """Footprint, result and scratch array of one block."""
-        return 4 * _BLOCK_ELEMENTS * working_dtype(problem.dtype).itemsize
+        inputs = traffic(problem, _places(problem))[1]
+        return (2 * inputs + 3 * _BLOCK_ELEMENTS) * working_dtype(problem.dtype).itemsize
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Order the weights by tap."""
@@ -65,7 +69,7 @@ class TapsPrepared(Blockwise):
         """Add w[k, c, a] x[c, i + a] to y[k, i] for each (k, c, a)."""
         p = self.problem
         x = self._grouped(np.ascontiguousarray(foot), p.group_in)
-        y = np.zeros((len(foot), p.groups, p.group_out, *part.shape), self.dtype)
+        y = np.zeros((len(foot), p.groups, p.group_out, *part.shape), self._sum_dtype(p.taps * p.group_in))
         scratch = np.empty((len(foot), p.groups, *part.shape), self.dtype)
         for number, tap in enumerate(np.ndindex(p.kernel)):
             shifted = x[tap_places(p, part, tap)]
@@ -78,7 +82,7 @@ class TapsPrepared(Blockwise):
         """Add w[k, c, a] y[k, i] to x[c, i + a] for each (k, c, a)."""
         p = self.problem
         y = self._grouped(np.ascontiguousarray(y), p.group_out)
-        foot = np.zeros((len(y), p.groups, p.group_in, *part.foot_shape), self.dtype)
+        foot = np.zeros((len(y), p.groups, p.group_in, *part.foot_shape), self._sum_dtype(p.taps * p.group_out))
         scratch = np.empty((len(y), p.groups, *part.shape), self.dtype)
         for number, tap in enumerate(np.ndindex(p.kernel)):
             shifted = foot[tap_places(p, part, tap)]
@@ -99,6 +103,10 @@ class TapsPrepared(Blockwise):
                 for k in range(p.group_out):
                     w[number, c, k] = np.sum(shifted[:, :, c] * y[:, :, k], axis=summed)
         return w
+
+    def _sum_dtype(self, terms: int) -> np.dtype[Any]:
+        """The type of sums of so many terms, added one after the other."""
+        return self.dtype if terms <= _LONG else wide_dtype(self.dtype)
 
     def _grouped(self, a: Array, channels: int) -> Array:
         grouped: Array = a.reshape(len(a), self.problem.groups, channels, *a.shape[2:])

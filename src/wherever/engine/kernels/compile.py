@@ -95,6 +95,22 @@ class Target:
         return module
 
 
+# Processors that ``WHEREVER_CPU`` may name, and what a machine must have to stand in for them.
+_X86_3 = ("avx2", "bmi2", "f16c", "fma", "lzcnt", "movbe")
+_X86_4 = (*_X86_3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+PROCESSORS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {
+        "x86-64": (),
+        "x86-64-v2": ("popcnt", "sse4.2", "ssse3"),
+        "x86-64-v3": _X86_3,
+        "haswell": _X86_3,
+        "x86-64-v4": _X86_4,
+        "skylake-avx512": (*_X86_4, "adx", "aes", "pclmul", "pku", "rdseed"),
+    },
+    "aarch64": {"generic": ()},
+}
+
+
 @functools.cache
 def host() -> Target:
     """The processor that kernels are written for: this one, or the one that ``WHEREVER_CPU`` names.
@@ -102,22 +118,34 @@ def host() -> Target:
     Raises
     ------
     ValueError
-        If LLVM does not know the name, or this processor cannot run its code.
+        If the name is none of `PROCESSORS`, or this processor cannot run code for that one.
     """
     with _lock:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        triple, name = llvm.get_process_triple(), os.environ.get("WHEREVER_CPU")
-        own = Target(triple, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+        triple, name, features = llvm.get_process_triple(), os.environ.get("WHEREVER_CPU"), llvm.get_host_cpu_features()
         if not name:
-            return own
-        target = Target(triple, name)
-        if target.vector_bytes > own.vector_bytes:
+            return Target(triple, llvm.get_host_cpu_name(), features.flatten())
+        possible = PROCESSORS.get(triple.split("-")[0], {})
+        if name not in possible:
+            raise ValueError(f"WHEREVER_CPU: {name!r} is unknown; possible are {', '.join(possible) or 'none'}")
+        lacking = [feature for feature in possible[name] if not features.get(feature)]
+        if lacking:
             raise ValueError(
-                f"WHEREVER_CPU: {name!r} has vectors of {target.vector_bytes} bytes, this processor of "
-                f"{own.vector_bytes}; name one that it can stand in for, or unset the variable"
+                f"WHEREVER_CPU: this processor cannot run code for {name!r}: it lacks {', '.join(lacking)}"
             )
-        return target
+        return Target(triple, name)
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why no kernel can be generated here, in words; None where they can."""
+    try:
+        host().lanes("float32")
+        _linker()
+    except (RuntimeError, OSError, NotImplementedError) as error:
+        return f"LLVM cannot generate kernels here: {error}"
+    return None
 
 
 class Compiled:
