@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from wherever.find import storage
 from wherever.find.calibration import from_examples, from_folds
 from wherever.find.features import Eye, Picture, as_image, learn_mix
 from wherever.find.finds import Finds
 from wherever.find.inputs import as_count, as_scales, as_training
+from wherever.find.storage import Learnt, load_file, save_file
 from wherever.find.sweep import Kernel, candidates, distinct, scale_of, score_map
 from wherever.find.training import Scene, fit_kernel, layout, whole
 
@@ -159,13 +160,8 @@ class Detector:
         elif complete and all(len(half.boxes) for half in scenes[0].halves()):
             halves = scenes[0].halves()
             calibration = from_folds(halves, *learn(halves))
-        self.calibration_ = calibration or from_examples(scenes, kernel, samples)
-        self.kernel_ = kernel
-        self.size_ = (template.width, template.height)
-        self.channels_ = pictures[0].shape[2]
-        self.calibrated_ = self.calibration_.calibrated
-        self.threshold_ = 0.5
-        return self
+        calibration = calibration or from_examples(scenes, kernel, samples)
+        return self._knowing(Learnt(kernel, calibration, pictures[0].shape[2], 0.5))
 
     def score_map(self, image: ArrayLike) -> NDArray[np.float32]:
         """Return the score, a probability, of a thing centred at each pixel, (H, W), the best over scales."""
@@ -224,12 +220,25 @@ class Detector:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted detector to one file (npz, no pickle), which :meth:`load` reads."""
-        storage.save(self._fitted(), path)
+        save_file(path, self.get_params(), replace(self._fitted().learnt_, threshold=self.threshold_))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Detector:
         """Read a detector that :meth:`save` wrote; ValueError if the file is something else, or damaged."""
-        return storage.load(cls, path)
+        parameters, learnt = load_file(path)
+        try:
+            detector = cls(**parameters)
+        except TypeError as error:
+            raise ValueError(f"{os.fspath(path)} is not a detector file, or it is damaged: {error}") from error
+        return detector._knowing(learnt)
+
+    def _knowing(self, learnt: Learnt) -> Detector:
+        """The detector itself, fitted."""
+        self.learnt_ = learnt
+        self.kernel_, self.channels_, self.threshold_ = learnt.kernel, learnt.channels, learnt.threshold
+        self.calibrated_ = learnt.calibration.calibrated
+        self.size_ = (learnt.kernel.template.width, learnt.kernel.template.height)
+        return self
 
     def _fitted(self) -> Detector:
         if not hasattr(self, "kernel_"):
@@ -246,13 +255,11 @@ class Detector:
         return Picture(array, self.kernel_.eye.mix)
 
     def _probability(self, score: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(expit(self.calibration_.slope * score + self.calibration_.intercept))
+        return np.asarray(expit(self.learnt_.calibration.slope * score + self.learnt_.calibration.intercept))
 
     def _score(self, probability: float) -> float:
-        with np.errstate(divide="ignore"):
-            return float(
-                (np.log(probability) - np.log1p(-probability) - self.calibration_.intercept) / self.calibration_.slope
-            )
+        calibration = self.learnt_.calibration
+        return float((logit(probability) - calibration.intercept) / calibration.slope)
 
 
 _PARAMETERS = tuple(inspect.signature(Detector).parameters)

@@ -7,9 +7,9 @@ import json
 import os
 import zipfile
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -18,22 +18,37 @@ from wherever.find.calibration import Calibration
 from wherever.find.features import Eye, Floats
 from wherever.find.sweep import Kernel, Template
 
-if TYPE_CHECKING:
-    from wherever.find.detector import Detector
-
-    D = TypeVar("D", bound=Detector)
-
 FORMAT, VERSION = "wherever detector", 1
 
 
-def save(detector: Detector, path: str | os.PathLike[str]) -> None:
-    """Write a fitted detector; the file appears complete or not at all."""
-    kernel = detector.kernel_
+@dataclass(frozen=True)
+class Learnt:
+    """All that a detector learns from its examples.
+
+    Attributes
+    ----------
+    kernel, calibration
+        How pictures are scored, and what probability a score stands for.
+    channels
+        Number of channels of the images.
+    threshold
+        The probability from which on a place is a find.
+    """
+
+    kernel: Kernel
+    calibration: Calibration
+    channels: int
+    threshold: float
+
+
+def save_file(path: str | os.PathLike[str], parameters: dict[str, Any], learnt: Learnt) -> None:
+    """Write a detector's parameters and what it learnt; the file appears complete or not at all."""
+    kernel = learnt.kernel
     description = {
         "format": FORMAT,
         "version": VERSION,
-        "parameters": detector.get_params(),
-        "channels": detector.channels_,
+        "parameters": parameters,
+        "channels": learnt.channels,
         "template": asdict(kernel.template),
         "sigma": kernel.eye.sigma,
         "tone": kernel.eye.tone,
@@ -41,8 +56,8 @@ def save(detector: Detector, path: str | os.PathLike[str]) -> None:
         "levels": kernel.levels,
         "penalties": kernel.penalties,
         "angles": kernel.angles,
-        "calibration": asdict(detector.calibration_),
-        "threshold": detector.threshold_,
+        "calibration": asdict(learnt.calibration),
+        "threshold": learnt.threshold,
     }
     buffer = io.BytesIO()
     text = np.frombuffer(json.dumps(description).encode(), np.uint8)
@@ -50,8 +65,8 @@ def save(detector: Detector, path: str | os.PathLike[str]) -> None:
     write_atomically(Path(path), buffer.getvalue())
 
 
-def load(cls: type[D], path: str | os.PathLike[str]) -> D:
-    """Read a detector; ValueError says what is wrong with the file."""
+def load_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Learnt]:
+    """Read a detector's parameters and what it learnt; ValueError says what is wrong with the file."""
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             description = json.loads(bytes(file["description"]))
@@ -60,7 +75,7 @@ def load(cls: type[D], path: str | os.PathLike[str]) -> D:
             raise ValueError("it holds something else")
         version = description["version"]
         if version == VERSION:
-            return _restored(cls, description, weights, mix)
+            return _restored(description, weights, mix)
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{os.fspath(path)} is not a detector file, or it is damaged: {error}") from error
     raise ValueError(
@@ -69,14 +84,13 @@ def load(cls: type[D], path: str | os.PathLike[str]) -> D:
     )
 
 
-def _restored(cls: type[D], description: dict[str, Any], weights: Floats, mix: Floats) -> D:
-    parameters = description["parameters"]
+def _restored(description: dict[str, Any], weights: Floats, mix: Floats) -> tuple[dict[str, Any], Learnt]:
+    parameters = dict(description["parameters"])
     parameters["scales"] = None if parameters["scales"] is None else tuple(parameters["scales"])
-    detector = cls(**parameters)
     template, eye = Template(**description["template"]), Eye(mix, description["sigma"], description["tone"])
     if weights.shape != (eye.maps, template.rows, template.columns) or mix.shape[1] != description["channels"]:
         raise ValueError(f"its arrays, {weights.shape} and {mix.shape}, do not fit its description")
-    detector.kernel_ = Kernel(
+    kernel = Kernel(
         template,
         eye,
         weights,
@@ -85,8 +99,5 @@ def _restored(cls: type[D], description: dict[str, Any], weights: Floats, mix: F
         tuple(description["penalties"]),
         tuple(description["angles"]),
     )
-    detector.size_ = (template.width, template.height)
-    detector.channels_ = int(description["channels"])
-    detector.calibration_ = Calibration(**description["calibration"])
-    detector.calibrated_, detector.threshold_ = detector.calibration_.calibrated, float(description["threshold"])
-    return detector
+    calibration = Calibration(**description["calibration"])
+    return parameters, Learnt(kernel, calibration, int(description["channels"]), float(description["threshold"]))
