@@ -183,24 +183,26 @@ def long_sums():
     yield ConvProblem.from_shapes((3, 1, 200_000), (1, 1, 1), direction="weight_gradient")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("data", ["constant", "positive"])
 @pytest.mark.parametrize("problem", list(long_sums()), ids=lambda p: f"{p.direction}-{p.w_shape}")
-def test_long_sums_keep_the_accuracy_promise(problem, data):
+def test_long_sums_keep_the_accuracy_promise(problem, data, dtype):
     random = np.random.default_rng(0)
 
     def draw(shape):
         if data == "constant":  # rounding errors of one sign
-            return np.full(shape, 1 / 3, np.float32)
-        return np.abs(random.standard_normal(shape)).astype(np.float32)
+            return np.full(shape, 1 / 3, dtype)
+        return np.abs(random.standard_normal(shape)).astype(dtype)
 
+    problem = dataclasses.replace(problem, dtype=np.dtype(dtype))
     source, operand = draw(problem.source_shape), draw(problem.operand_shape)
-    wide = dataclasses.replace(problem, dtype=np.dtype("float64"))
-    truth = np.empty(problem.result_shape)
-    Im2col().prepare(wide, operand).run(source, truth, 1)
+    wide = dataclasses.replace(problem, dtype=np.dtype("longdouble" if dtype == "float64" else "float64"))
+    truth = np.empty(problem.result_shape, wide.dtype)
+    (Taps() if dtype == "float64" else Im2col()).prepare(wide, operand).run(source, truth, 1)
     for algorithm in (a for a in ALGORITHMS if a.refuses(problem) is None):
-        out = np.empty(problem.result_shape, np.float32)
+        out = np.empty(problem.result_shape, dtype)
         algorithm.prepare(problem, operand).run(source, out, 1)
-        assert_close(out, truth, "float32")
+        assert_close(out, truth, dtype)
 
 
 @pytest.mark.parametrize("direction", ["forward", "transpose"])

@@ -106,6 +106,11 @@ def test_a_folder_of_voc_files(tmp_path: Path) -> None:
         read_boxes(tmp_path / "none")
 
 
+def test_a_picture_whose_name_begins_with_a_number_sign_is_no_comment(tmp_path: Path) -> None:
+    assert boxes_in("# note\nimage,x,y,w,h\n#1.png,1,2,10,20\n", tmp_path)[0].image == "#1.png"
+    assert len(boxes_in("x,y,w,h,image\n# note, with a comma\n1,2,10,20,#1.png\n", tmp_path)) == 1
+
+
 finite = st.floats(-1e6, 1e6)
 sizes = st.floats(1e-3, 1e6)
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1).filter(

@@ -142,12 +142,13 @@ def _read_csv(path: Path, text: str) -> _Found:
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     names: list[str] | None = None
+    may_be_comment = True  # until a column comes first in which "#" may begin a name
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]
-            if not any(cells) or cells[0].startswith("#"):
-                continue
             where = f"line {reader.line_num}"
+            if not any(cells) or (cells[0].startswith("#") and (may_be_comment or len(cells) == 1)):
+                continue
             if delimiter == ";":  # written where the comma separates decimals
                 cells = [cell.replace(",", ".") if _is_number(cell.replace(",", ".")) else cell for cell in cells]
             if names is None:
@@ -155,7 +156,7 @@ def _read_csv(path: Path, text: str) -> _Found:
                     names = ["x", "y", "w", "h", "label"]
                 else:
                     names = cells
-                    _box_columns(path, where, names)
+                    may_be_comment = _normal(names[0]) in _box_columns(path, where, names)[0]
                     continue
             if len(cells) < len(names) and not (names[-1] == "label" and len(cells) == len(names) - 1):
                 raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from wherever.find.calibration import from_examples, from_folds
 from wherever.find.features import Eye, Picture, as_image, learn_mix

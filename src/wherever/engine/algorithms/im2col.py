@@ -11,11 +11,10 @@ from numpy.lib.stride_tricks import as_strided
 from wherever.engine.algorithms.blockwise import Blockwise
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, last_axes, traffic
-from wherever.engine.machine import Machine, arithmetic_cost, wide_dtype, working_dtype
+from wherever.engine.machine import Machine, arithmetic_cost, longest_sum, wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
 
 _COLUMN_BYTES = 4 << 20  # of the matrix of one block: it should stay in the cache until it has been multiplied
-_LONG = 4096  # terms that BLAS may add up by itself
 
 
 class Im2col:
@@ -101,7 +100,7 @@ class Im2colPrepared(Blockwise):
             windows = np.moveaxis(columns.reshape(images, p.groups, p.taps, p.group_in, *part.shape), 2, 3)
         else:
             windows = columns.reshape(images, p.groups, p.group_in, p.taps, *part.shape)
-        kind = self.dtype if p.taps <= _LONG else wide_dtype(self.dtype)
+        kind = self.dtype if p.taps <= longest_sum(self.dtype) else wide_dtype(self.dtype)
         foot = np.zeros((images, p.groups, p.group_in, *part.foot_shape), kind)
         for number, tap in enumerate(np.ndindex(p.kernel)):
             foot[tap_places(p, part, tap)] += windows[:, :, :, number]
@@ -145,15 +144,15 @@ class Im2colPrepared(Blockwise):
 def _long_product(a: Array, b: Array) -> Array:
     """A matrix product whose sums, where they are long, are taken in parts and added up in a wider type.
 
-    BLAS adds float32 numbers one after the other, and the error grows with their number.
+    Some kernels of BLAS add numbers one after the other, and the error grows with their number.
     """
-    length = a.shape[-1]
-    if length <= _LONG:
+    length, most = a.shape[-1], longest_sum(a.dtype)
+    if length <= most:
         product: Array = np.matmul(a, b)
         return product
     total = np.zeros((*b.shape[:-2], a.shape[-2], b.shape[-1]), wide_dtype(np.result_type(a, b)))
-    for start in range(0, length, _LONG):
-        total += np.matmul(a[..., start : start + _LONG], b[..., start : start + _LONG, :])
+    for start in range(0, length, most):
+        total += np.matmul(a[..., start : start + most], b[..., start : start + most, :])
     return total.astype(np.result_type(a, b), copy=False)
 
 

@@ -11,11 +11,10 @@ from wherever.engine.algorithms.blockwise import Blockwise
 from wherever.engine.algorithms.im2col import tap_places
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, traffic
-from wherever.engine.machine import Machine, arithmetic_cost, wide_dtype, working_dtype
+from wherever.engine.machine import Machine, arithmetic_cost, longest_sum, wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
 
 _BLOCK_ELEMENTS = 1 << 15  # of the result of one block: with a scratch array of its size it stays in the cache
-_LONG = 1024  # terms that may be added one after the other in single precision
 
 
 class Taps:
@@ -106,7 +105,7 @@ class TapsPrepared(Blockwise):
 
     def _sum_dtype(self, terms: int) -> np.dtype[Any]:
         """The type of sums of so many terms, added one after the other."""
-        return self.dtype if terms <= _LONG else wide_dtype(self.dtype)
+        return self.dtype if terms <= longest_sum(self.dtype) else wide_dtype(self.dtype)
 
     def _grouped(self, a: Array, channels: int) -> Array:
         grouped: Array = a.reshape(len(a), self.problem.groups, channels, *a.shape[2:])

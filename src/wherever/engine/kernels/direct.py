@@ -5,7 +5,7 @@ from __future__ import annotations
 from wherever.engine.kernels.compile import Target
 from wherever.engine.kernels.vector import Int, Kernel, Mask
 
-CHUNK = 512  # pairs of channel and tap that are summed in registers
+CHUNK = {"float32": 512, "float64": 256}  # pairs of channel and tap that are summed in registers
 
 
 def direct(target: Target, *, dtype: str, rows: int, vectors: int) -> Kernel:
@@ -33,7 +33,7 @@ def direct(target: Target, *, dtype: str, rows: int, vectors: int) -> Kernel:
         """Add the pairs of a chunk to the outputs of a block of rows at ``width`` vectors of places from i on."""
         sums = kernel.variables(rows, width)
         image, weights = x[g], w[g, block]
-        with kernel.loop(first, kernel.minimum(first + CHUNK, pairs)) as j:
+        with kernel.loop(first, kernel.minimum(first + CHUNK[dtype], pairs)) as j:
             window = offset[j] + i
             seen = [image[window + v * lanes].load(mask) for v in range(width)]
             for k in range(rows):
@@ -49,7 +49,7 @@ def direct(target: Target, *, dtype: str, rows: int, vectors: int) -> Kernel:
                 for place, total in outputs:
                     place.store(place.load(mask) + total, mask)
 
-    with kernel.loop(groups) as g, kernel.loop(blocks) as block, kernel.loop(0, pairs, CHUNK) as first:
+    with kernel.loop(groups) as g, kernel.loop(blocks) as block, kernel.loop(0, pairs, CHUNK[dtype]) as first:
         whole = places // (vectors * lanes) * (vectors * lanes)
         with kernel.loop(0, whole, vectors * lanes) as i:
             tile(g, block, first, i, vectors)
