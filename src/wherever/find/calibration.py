@@ -18,6 +18,7 @@ from wherever.find.training import Samples, Scene, refit
 # may move from there to a gap between the finds, and how wide that gap must be; in units of the examples' own score.
 USUAL_PLACE, MAY_MOVE, GAP_WIDTH = 0.55, 0.2, 0.08
 LOWEST_PLACE, HIGHEST_PLACE = 0.3, 0.9
+MOST_SCENES = 4  # whose peaks are looked at for a gap: more cost time and move it little
 EXAMPLE_PROBABILITY = 0.95  # of a find that scores as the examples themselves do
 FOLDS, FEWEST_EXAMPLES = 5, 6
 
@@ -71,7 +72,9 @@ def from_examples(scenes: Sequence[Scene], kernel: Kernel, samples: Samples) -> 
     example = max(float(np.median(samples.examples @ kernel.weights.ravel())) + kernel.bias, 1e-6)
     # peaks far below the lowest threshold do not matter to it
     floor = (LOWEST_PLACE - 3 * GAP_WIDTH) * example
-    found = [distinct(candidates(kernel, scene.picture, scene.maps_of(kernel), floor)) for scene in scenes]
+    found = [
+        distinct(candidates(kernel, scene.picture, scene.maps_of(kernel), floor)) for scene in scenes[:MOST_SCENES]
+    ]
     threshold = gap(np.concatenate([f.scores for f in found]), example)
     slope = float(logit(EXAMPLE_PROBABILITY)) / (example - threshold)
     return Calibration(slope, -slope * threshold, False)

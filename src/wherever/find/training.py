@@ -16,7 +16,9 @@ from wherever.find.boxes import Boxes, centres, clip, overlaps, sizes
 from wherever.find.features import Eye, Floats, Picture
 from wherever.find.sweep import LEVELS_PER_OCTAVE, Kernel, MapsOfLevel, Template, candidates, scale_of
 
+NORMAL_MAD = 1.4826  # standard deviation of a normal distribution, in units of its median absolute deviation
 BACKGROUND_WINDOWS = 2500  # drawn from all pictures and levels together
+WINDOWS_A_MAP = 100  # at least so many from each level of a picture that is looked at: maps cost more than windows
 NOT_AN_EXAMPLE = 0.3  # windows whose box overlaps an example less than this (IoU) are background
 ELONGATED = 1.5  # from this ratio of width and height on, the window is not square, and quarter turns are no examples
 LEVEL_PENALTY = 0.3  # for each level away from the examples' size, in units of the scores, at the usual spread of sizes
@@ -80,18 +82,18 @@ def layout(
     examples' size follow from the spread of the examples' sizes.
     """
     size = sizes(examples)
-    middle = float(np.exp(np.log(size).mean()))
+    middle = float(np.exp(np.median(np.log(size))))
     across = int(np.clip(round(middle), 1, cells))
-    shape = ((examples[:, 2:] - examples[:, :2]) / size[:, None]).mean(axis=0)
+    shape = np.median((examples[:, 2:] - examples[:, :2]) / size[:, None], axis=0)
     width, height = shape * middle
     context = 2 * round(across / 4)
     columns, rows = (max(1, round(side * across)) + context for side in shape)
     if turning or max(shape) < ELONGATED * min(shape):
         rows = columns = max(rows, columns) if turning else across + context
     template = Template(middle / across, rows, columns, float(width), float(height))
-    deviations = LEVELS_PER_OCTAVE * np.log2(size / middle)
-    freedom = USUAL_SPREAD_WEIGHT + len(size) - 1
-    spread = math.sqrt((USUAL_SPREAD_WEIGHT * USUAL_SPREAD**2 + float(deviations @ deviations)) / freedom)
+    deviation = float(np.median(np.abs(LEVELS_PER_OCTAVE * np.log2(size / middle)))) * NORMAL_MAD
+    more = len(size) - 1
+    spread = math.sqrt((USUAL_SPREAD_WEIGHT * USUAL_SPREAD**2 + more * deviation**2) / (USUAL_SPREAD_WEIGHT + more))
     reach = max(2, round(1.5 * spread))
     first, last = float(-reach), float(reach)
     if scales is not None:
@@ -167,10 +169,11 @@ def windows_at(maps: Floats, template: Template, rows: NDArray[np.int64], column
 def background_windows(
     scene: Scene, eye: Eye, template: Template, levels: Sequence[int], count: int, random: np.random.Generator
 ) -> Floats:
-    """Return about `count` windows from all over the picture and the levels, off the examples."""
-    each = max(1, count // len(levels))
+    """Return about `count` windows from all over the picture and the levels (some, if `count` is small), off examples."""
+    looked_at = min(len(levels), -(-count // WINDOWS_A_MAP))
+    each = max(1, count // looked_at)
     found = []
-    for level in levels:
+    for level in np.sort(random.choice(levels, looked_at, replace=False)).tolist():
         maps = scene.maps_at(level, eye, template)
         rows, columns = np.divmod(random.integers(0, maps[0].size, size=2 * each), maps.shape[2])
         boxes = template.boxes(template.centre(rows, columns, level), scale_of(level), np.zeros(len(rows)))
