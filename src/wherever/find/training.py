@@ -169,7 +169,7 @@ def windows_at(maps: Floats, template: Template, rows: NDArray[np.int64], column
 def background_windows(
     scene: Scene, eye: Eye, template: Template, levels: Sequence[int], count: int, random: np.random.Generator
 ) -> Floats:
-    """Return about `count` windows from all over the picture and the levels (some, if `count` is small), off examples."""
+    """Return about `count` windows from all over the picture, off the examples, of all levels or (if few) of some."""
     looked_at = min(len(levels), -(-count // WINDOWS_A_MAP))
     each = max(1, count // looked_at)
     found = []
