@@ -179,6 +179,7 @@ def long_sums():
     yield ConvProblem.from_shapes((1, 5_000, 40), (2, 5_000, 1))
     yield ConvProblem.from_shapes((1, 5_000, 40), (2, 5_000, 3), layout="channels_first")
     yield ConvProblem.from_shapes((1, 2, 40), (5_000, 2, 3), direction="transpose")
+    yield ConvProblem.from_shapes((1, 2_000, 9, 9), (2, 2_000, 3, 3))
     yield ConvProblem.from_shapes((1, 1, 300, 300), (1, 1, 3, 3), direction="weight_gradient")
     yield ConvProblem.from_shapes((3, 1, 200_000), (1, 1, 1), direction="weight_gradient")
 

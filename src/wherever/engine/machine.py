@@ -26,6 +26,12 @@ class Machine:
         Floating-point operations a second of a fast Fourier transform, counted as 2.5 n log2 n for real data.
     multiply_adds : float
         Multiply-adds a second of a generated kernel on its register tile.
+    transforms : float
+        Elements a second that pass through one dimension of a generated transform of small tiles.
+    stream : float
+        Elements a second read from memory by a generated kernel.
+    cache : int
+        Bytes of the cache that one core has for itself.
     call : float
         Seconds that one call of a NumPy function costs before it does anything.
     """
@@ -34,7 +40,10 @@ class Machine:
     copy: float = 1.0e10
     sweep: float = 5.5e9
     transform: float = 1.2e10
-    multiply_adds: float = 1.2e11
+    multiply_adds: float = 1.0e11
+    transforms: float = 2.5e10
+    stream: float = 6.0e9
+    cache: int = 1 << 20
     call: float = 1.5e-6
 
 

@@ -6,16 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+from machine_code import run
 
-from wherever.engine.kernels.compile import Compiled, Target, host
+from wherever.engine.kernels.compile import Target, host
 from wherever.engine.kernels.vector import Kernel
-
-
-def run(kernel, *arrays, sizes=()):
-    """Compile a kernel without any cache, and call it."""
-    code = Compiled(host().emit(kernel), kernel.name, len(arrays) + 1)
-    numbers = np.array(sizes, np.int64)
-    code(*(a.ctypes.data for a in arrays), numbers.ctypes.data)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

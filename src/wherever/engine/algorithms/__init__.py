@@ -6,7 +6,18 @@ from wherever.engine.algorithms.im2col import Im2col
 from wherever.engine.algorithms.overlap_save import OverlapSave
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.taps import Taps
+from wherever.engine.algorithms.winograd import Winograd
 
-ALGORITHMS: tuple[Algorithm, ...] = (Direct(), Im2col(), Taps(), OverlapSave(), ExactIntegers())
+ALGORITHMS: tuple[Algorithm, ...] = (Direct(), Winograd(), Im2col(), Taps(), OverlapSave(), ExactIntegers())
 
-__all__ = ["ALGORITHMS", "Algorithm", "Direct", "ExactIntegers", "Im2col", "OverlapSave", "Prepared", "Taps"]
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Direct",
+    "ExactIntegers",
+    "Im2col",
+    "OverlapSave",
+    "Prepared",
+    "Taps",
+    "Winograd",
+]

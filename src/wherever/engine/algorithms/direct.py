@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
 from wherever.engine.algorithms.blockwise import Blockwise
+from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, footprint, last_axes, traffic
@@ -32,13 +32,9 @@ class Direct:
 
     def refuses(self, problem: ConvProblem) -> str | None:
         """The gradient by the weights, most transposes, and what is not a real floating-point number."""
-        broken = unavailable()
-        if broken is not None:
-            return broken
-        if problem.direction == "weight_gradient":
-            return "has no kernel for the gradient by the weights"
-        if problem.direction == "transpose" and (set(problem.stride) != {1} or problem.boundary != 0):
-            return "computes transposes of stride 1 with zeros outside"
+        refusal = unavailable() or refuses_direction(problem)
+        if refusal is not None:
+            return refusal
         if working_dtype(problem.dtype).char not in "fd":
             return f"has kernels for float32 and float64, not {problem.dtype}"
         if not as_forward(problem).multiply_adds:
@@ -70,37 +66,10 @@ class Direct:
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Pack the weights by blocks of output channels."""
-        if problem.direction == "transpose":
-            if not np.isfinite(
-                operand
-            ).all():  # an infinite weight would meet the zeros outside, and they are not there
-                return Im2colPrepared(problem, operand, bias)
-            w = operand.reshape(problem.groups, problem.group_out, problem.group_in, *problem.kernel).swapaxes(1, 2)
-            turned = np.flip(w, tuple(range(3, w.ndim)))
-            operand = turned.reshape(problem.in_channels, problem.group_out, *problem.kernel)
-        return DirectPrepared(as_forward(problem), operand, bias)
-
-
-def as_forward(problem: ConvProblem) -> ConvProblem:
-    """The forward problem that a transpose of stride 1 is: from the outputs back, with the kernel reversed.
-
-    Where the forward map looks ``before`` places to the left of the image, its transpose looks ``extent - 1 - before``
-    places to the left of the outputs (to the right, if that is negative).
-    """
-    if problem.direction == "forward":
-        return problem
-    padding = []
-    for n, m, e, (before, _) in zip(problem.output, problem.size, problem.extent, problem.padding, strict=True):
-        left = e - 1 - before
-        padding.append((left, m + e - 1 - n - left))
-    return dataclasses.replace(
-        problem,
-        in_channels=problem.out_channels,
-        out_channels=problem.in_channels,
-        size=problem.output,
-        padding=tuple(padding),
-        direction="forward",
-    )
+        if problem.direction == "transpose" and not np.isfinite(operand).all():
+            # An infinite weight would meet the zeros outside, and they are not there.
+            return Im2colPrepared(problem, operand, bias)
+        return DirectPrepared(as_forward(problem), forward_weights(problem, operand), bias)
 
 
 def tile(problem: ConvProblem) -> tuple[int, int]:

@@ -293,6 +293,25 @@ class Vector:
     def __neg__(self) -> Vector:
         return Vector(self.kernel, self.kernel.builder.fneg(self.value))
 
+    def shuffled(self, other: Vector, lanes: Sequence[int]) -> Vector:
+        """The numbers of these lanes, counted through this vector and then the other."""
+        order = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
+        return Vector(self.kernel, self.kernel.builder.shuffle_vector(self.value, other.value, order))
+
+
+def transposed(vectors: Sequence[Vector]) -> list[Vector]:
+    """The columns of a square matrix of as many vectors as each has lanes: blocks on the diagonal stay, others swap."""
+    result, lanes = list(vectors), len(vectors)
+    step = 1
+    while step < lanes:
+        stay = [lane if not lane & step else lanes + lane - step for lane in range(lanes)]
+        swap = [lane + step if not lane & step else lanes + lane for lane in range(lanes)]
+        for first in (i for i in range(lanes) if not i & step):
+            a, b = result[first], result[first + step]
+            result[first], result[first + step] = a.shuffled(b, stay), a.shuffled(b, swap)
+        step *= 2
+    return result
+
 
 class Variables:
     """Vectors that change, by their index."""
@@ -337,6 +356,12 @@ class Array:
         pointer = self.pointer if moving is None else self._beyond(moving.value)
         rest = self.strides[len(index) :]
         return Array(self.kernel, pointer, fixed, rest) if rest else Place(self.kernel, pointer, fixed)
+
+    def moved(self, elements: int | Int) -> Array:
+        """The array that begins so many elements later."""
+        if isinstance(elements, int):
+            return Array(self.kernel, self.pointer, self.offset + elements, self.strides)
+        return Array(self.kernel, self._beyond(elements.value), self.offset, self.strides)
 
     def _beyond(self, elements: ir.Value) -> ir.Value:
         return self.kernel.builder.gep(self.pointer, [elements], inbounds=False, source_etype=self.kernel.element)

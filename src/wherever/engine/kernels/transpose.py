@@ -1,0 +1,39 @@
+"""Matrices copied with rows and columns exchanged, a square of vectors at a time."""
+
+from __future__ import annotations
+
+from wherever.engine.kernels.compile import Target
+from wherever.engine.kernels.vector import Int, Kernel, Mask, transposed
+
+
+def transpose(target: Target, *, dtype: str) -> Kernel:
+    """Write y[n, j, i] = x[n, i, j] for n below ``count``, i below ``rows``, j below ``columns``.
+
+    Neighbours in j lie side by side in x, neighbours in i in y; all other pitches are sizes.
+    """
+    lanes = target.lanes(dtype)
+    sizes = ["count", "rows", "columns", "x_next", "x_row", "y_next", "y_column"]
+    kernel = Kernel("transpose", dtype, lanes, ["x", "y"], sizes)
+    count, rows, columns = (kernel.size(name) for name in sizes[:3])
+    x = kernel.array("x", kernel.size("x_next"), kernel.size("x_row"), 1)
+    y = kernel.array("y", kernel.size("y_next"), kernel.size("y_column"), 1)
+
+    def square(n: Int, i: Int, j: Int, inside: bool) -> None:
+        """Exchange one square; at the ends, of the rows and columns that there are."""
+        across: Mask | None = None if inside else kernel.mask(columns - j)
+        last = rows - 1
+        seen = [x[n, i + k if inside else kernel.minimum(i + k, last), j].load(across) for k in range(lanes)]
+        for k, vector in enumerate(transposed(seen)):
+            there = None if inside else kernel.mask(kernel.where(j + k < columns, rows - i, 0))
+            y[n, j + k, i].store(vector, there)
+
+    with kernel.loop(count) as n:
+        high, wide = rows // lanes * lanes, columns // lanes * lanes
+        with kernel.loop(0, high, lanes) as i:
+            with kernel.loop(0, wide, lanes) as j:
+                square(n, i, j, True)
+            with kernel.loop(wide, columns, lanes) as j:
+                square(n, i, j, False)
+        with kernel.loop(high, rows, lanes) as i, kernel.loop(0, columns, lanes) as j:
+            square(n, i, j, False)
+    return kernel
