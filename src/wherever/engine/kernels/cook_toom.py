@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -141,7 +142,7 @@ def _by_columns(kernel: Kernel, matrix: Matrix, x: list[Vector]) -> list[Vector]
         twin = tuple(v if i % 2 == 0 else -v for i, v in enumerate(column))
         other = next((k for k in range(j + 1, len(columns)) if columns[k] == twin and twin != column), None)
         if other is None:
-            parts = itertools.repeat(x[j])
+            parts: Iterable[Vector] = itertools.repeat(x[j])
         else:
             done.add(other)
             parts = itertools.cycle([x[j] + x[other], x[j] - x[other]])

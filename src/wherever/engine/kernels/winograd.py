@@ -131,7 +131,7 @@ def winograd(
                     odd[0] = kernel.fma(total, kernel.splat(0), odd[0])
 
     with kernel.loop(size("tile"), size("tiles"), size("together")) as start:
-        count = kernel.minimum(size("together"), size("tiles") - start)
+        count = kernel.number(kernel.minimum(size("together"), size("tiles") - start))
         transform(start, count)
         products((count + (rows - 1)) // rows)
         transform_back(start, count)
