@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from strategies import FLOATS, assert_close, disguised, expected, numbers, problems
 
 from wherever.engine import algorithms, blocks
-from wherever.engine.algorithms import ALGORITHMS, Direct, ExactIntegers, Im2col, OverlapSave, Taps, blockwise
+from wherever.engine.algorithms import (
+    ALGORITHMS,
+    Direct,
+    ExactIntegers,
+    Im2col,
+    OverlapSave,
+    Taps,
+    blockwise,
+)
 from wherever.engine.machine import Machine
 from wherever.engine.plan import choose
 from wherever.problem import ConvProblem

@@ -109,11 +109,16 @@ def grid(problem: ConvProblem, shape: tuple[int, ...], images: int = 1, *, gaple
         some = slice(first, min(first + images, problem.batch))
         for start in itertools.product(*starts):
             clipped = tuple(min(m, n - o) for m, n, o in zip(shape, problem.output, start, strict=True))
-            apart = problem.dilation if gapless else spacing(problem, clipped)
-            foot_start = tuple(
-                o * s - before for o, s, (before, _) in zip(start, problem.stride, problem.padding, strict=True)
-            )
-            yield Block(some, start, clipped, foot_start, footprint(problem, clipped, apart), apart)
+            yield box(problem, some, start, clipped, gapless=gapless)
+
+
+def box(
+    problem: ConvProblem, images: slice, start: tuple[int, ...], shape: tuple[int, ...], *, gapless: bool = False
+) -> Block:
+    """The block of these outputs."""
+    apart = problem.dilation if gapless else spacing(problem, shape)
+    foot_start = tuple(o * s - before for o, s, (before, _) in zip(start, problem.stride, problem.padding, strict=True))
+    return Block(images, start, shape, foot_start, footprint(problem, shape, apart), apart)
 
 
 def last_axes(index: Iterable[Any]) -> tuple[Any, ...]:

@@ -6,15 +6,27 @@ from wherever.engine.algorithms.im2col import Im2col
 from wherever.engine.algorithms.overlap_save import OverlapSave
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.taps import Taps
+from wherever.engine.algorithms.windows import Depthwise, Filter
 from wherever.engine.algorithms.winograd import Winograd
 
-ALGORITHMS: tuple[Algorithm, ...] = (Direct(), Winograd(), Im2col(), Taps(), OverlapSave(), ExactIntegers())
+ALGORITHMS: tuple[Algorithm, ...] = (
+    Direct(),
+    Winograd(),
+    Filter(),
+    Depthwise(),
+    Im2col(),
+    Taps(),
+    OverlapSave(),
+    ExactIntegers(),
+)
 
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
+    "Depthwise",
     "Direct",
     "ExactIntegers",
+    "Filter",
     "Im2col",
     "OverlapSave",
     "Prepared",

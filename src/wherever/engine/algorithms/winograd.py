@@ -250,7 +250,7 @@ class WinogradPrepared:
         self.filled = -(-p.group_out // lanes) * lanes
         self.panel = self.points * self.blocks * p.group_in * self.width  # numbers of one group's transformed weights
         self.x_pixel = -(-p.in_channels // lanes) * lanes
-        self.y_pixel = -(-p.out_channels // lanes) * lanes
+        self.y_pixel = p.out_channels - p.group_out + self.filled  # what is written beyond a group is the next one's
         self.v_pixel, self.m_pixel = _pixel(p.group_in, lanes), _pixel(self.blocks * self.width, lanes)
         self.kernel = compiled(
             winograd,
