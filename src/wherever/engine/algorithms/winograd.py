@@ -51,13 +51,12 @@ class Winograd:
             return "tiles overlap at stride 1 only"
         if any(d != 1 and r > 1 for d, r in zip(problem.dilation, problem.kernel, strict=True)):
             return "has no tiles for dilated kernels"
-        transformed = [r for r in problem.kernel if r > 1]
         if not 1 <= _dimensions(problem) <= 3:
             return f"transforms 1 to 3 dimensions, not {_dimensions(problem)}"
         if working_dtype(problem.dtype).char not in "fd":
             return f"has kernels for float32 and float64, not {problem.dtype}"
-        if not all(_sizes(problem, r) for r in transformed):
-            return f"kernels of {max(transformed)} places need transforms that round too much"
+        if not _tiles(problem):
+            return f"a kernel of {'x'.join(map(str, problem.kernel))} needs transforms that are too large, or round too much"
         if not as_forward(problem).multiply_adds:
             return "there is nothing to sum"
         return None
@@ -77,10 +76,14 @@ class Winograd:
         return WinogradPrepared(as_forward(problem), forward_weights(problem, operand), bias)
 
 
-def _sizes(problem: ConvProblem, taps: int) -> list[int]:
-    """Outputs of a tile along a dimension with so many taps."""
-    most = _MOST_POINTS[working_dtype(problem.dtype).char][_dimensions(problem)]
-    return [1] if taps == 1 else [m for m in _TILES if m + taps - 1 <= most]
+def _tiles(problem: ConvProblem) -> list[tuple[int, ...]]:
+    """The tiles that the promise about errors, and memory, allow."""
+    dimensions = _dimensions(problem)
+    most = _MOST_POINTS[working_dtype(problem.dtype).char][dimensions]
+    options = [[1] if r == 1 else [m for m in _TILES if m + r - 1 <= most] for r in problem.kernel]
+    return [
+        tile for tile in itertools.product(*options) if math.prod(_points(problem, tile)) <= _MOST_OF_ALL[dimensions]
+    ]
 
 
 def _dimensions(problem: ConvProblem) -> int:
@@ -122,12 +125,7 @@ class Tiling:
 @functools.lru_cache(maxsize=512)
 def best_tiling(problem: ConvProblem, machine: Machine) -> Tiling:
     """The cheapest tiles."""
-    options = [_sizes(problem, r) for r in problem.kernel]
-    tilings = [
-        _tiling(problem, machine, tile)
-        for tile in itertools.product(*options)
-        if math.prod(_points(problem, tile)) <= _MOST_OF_ALL[_dimensions(problem)]
-    ]
+    tilings = (_tiling(problem, machine, tile) for tile in _tiles(problem))
     return min(tilings, key=lambda tiling: tiling.seconds)
 
 
