@@ -56,7 +56,8 @@ class Winograd:
         if working_dtype(problem.dtype).char not in "fd":
             return f"has kernels for float32 and float64, not {problem.dtype}"
         if not _tiles(problem):
-            return f"a kernel of {'x'.join(map(str, problem.kernel))} needs transforms that are too large, or round too much"
+            kernel = "x".join(map(str, problem.kernel))
+            return f"a kernel of {kernel} needs transforms that are too large, or that round too much"
         if not as_forward(problem).multiply_adds:
             return "there is nothing to sum"
         return None
