@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -21,15 +23,14 @@ def centres(boxes: Boxes) -> NDArray[np.float64]:
 
 def overlaps(a: Boxes, b: Boxes) -> NDArray[np.float64]:
     """Return the intersection over union of every pair, (len(a), len(b))."""
-    return _overlaps(a, b)[0]
+    return _overlaps(a[:, None], b[None, :])[0]
 
 
 def _overlaps(a: Boxes, b: Boxes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the intersection over union, and over the smaller area, of every pair."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.prod(np.clip(high - low, 0.0, None), axis=2)
-    area_a, area_b = np.prod(a[:, 2:] - a[:, :2], axis=1)[:, None], np.prod(b[:, 2:] - b[:, :2], axis=1)[None, :]
+    """Return the intersection over union, and over the smaller area, of boxes (..., 4) that broadcast together."""
+    wide, high = (np.minimum(a[..., k + 2], b[..., k + 2]) - np.maximum(a[..., k], b[..., k]) for k in (0, 1))
+    shared = np.maximum(wide, 0.0) * np.maximum(high, 0.0)
+    area_a, area_b = ((c[..., 2] - c[..., 0]) * (c[..., 3] - c[..., 1]) for c in (a, b))
     tiny = np.finfo(np.float64).tiny
     union, smaller = area_a + area_b - shared, np.minimum(area_a, area_b)
     return np.asarray(shared / np.maximum(union, tiny)), np.asarray(shared / np.maximum(smaller, tiny))
@@ -56,11 +57,16 @@ def suppress(boxes: Boxes, scores: NDArray[np.float64], limit: float, inside: fl
     alive = np.ones(len(order), bool)
     for first in range(0, len(order), 500):
         best = first + np.flatnonzero(alive[first : first + 500])
-        for i, near in zip(best, tree.query_ball_point(middle[best], reach[best], p=np.inf), strict=True):
-            if alive[i]:
-                others = np.array(near, np.intp)
-                others = others[(others > i) & alive[others]]
-                if len(others):
-                    union, smaller = _overlaps(ranked[i : i + 1], ranked[others])
-                    alive[others] = (union[0] <= limit) & (smaller[0] <= inside)
+        near = tree.query_ball_point(middle[best], reach[best], p=np.inf, return_sorted=False)
+        better = np.repeat(best, [len(n) for n in near])
+        worse = np.fromiter(itertools.chain.from_iterable(near), np.intp, len(better))
+        pair = (worse > better) & alive[worse]
+        better, worse = better[pair], worse[pair]
+        union, smaller = _overlaps(ranked[better], ranked[worse])
+        pair = (union > limit) | (smaller > inside)
+        better, worse = better[pair], worse[pair]
+        starts = np.searchsorted(better, [best, best + 1]).T.tolist()
+        for i, (start, stop) in zip(best.tolist(), starts, strict=True):
+            if start < stop and alive[i]:
+                alive[worse[start:stop]] = False
     return order[alive]

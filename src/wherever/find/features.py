@@ -63,18 +63,17 @@ def channel_statistics(image: NDArray[Any]) -> tuple[NDArray[np.float64], float]
     """
     step = max(1, math.isqrt(max(1, image.shape[0] * image.shape[1] // STATISTICS_PIXELS)))
     for sample in (image[::step, ::step], image):
-        pixels = sample.reshape(-1, image.shape[2]).astype(np.float64)
-        whole = np.isfinite(pixels).all(axis=1)
-        if not whole.all():
-            pixels = pixels[whole]
-        if len(pixels) == 0:
+        pixels = np.ascontiguousarray(sample.reshape(-1, image.shape[2]).T, np.float64)
+        if image.dtype.kind == "f" and not (whole := np.isfinite(pixels).all(axis=0)).all():
+            pixels = pixels[:, whole]
+        if pixels.size == 0:
             continue
-        low, centre, high = np.percentile(pixels, [0.1, 50, 99.9], axis=0)
-        for values in (np.clip(pixels, low, high), pixels):
-            spread = float(values.std(axis=0).mean())
+        low, centre, high = np.percentile(pixels, [0.1, 50, 99.9], axis=1)
+        for values in (np.clip(pixels, low[:, None], high[:, None]), pixels):
+            spread = float(values.std(axis=1).mean())
             if spread > 1e-9 * (1.0 + float(np.abs(centre).max())):
                 return centre, spread
-    if len(pixels) == 0:
+    if pixels.size == 0:
         raise ValueError("the image has no finite pixel; every one is NaN or infinite in some channel")
     return centre, 1.0
 
