@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,11 @@ from wherever.engine.algorithms.blockwise import channels_first, per_channel, st
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
-from wherever.engine.blocks import Block, fill_footprint, gather, grid
+from wherever.engine.blocks import Block, fill_footprint, gather, grid, runs
 from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import compiled, host, unavailable
 from wherever.engine.kernels.cook_toom import MOST_POINTS
-from wherever.engine.kernels.winograd import winograd, winograd_weights
+from wherever.engine.kernels.winograd import OUTSIDE, winograd, winograd_weights
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
@@ -200,35 +201,68 @@ def _register_tile(tiles: int, blocks: int) -> tuple[int, int]:
 
 
 class _Part:
-    """One part of the problem: a block of outputs, and where its tiles begin in its input and in its output."""
+    """One part of the problem: a block of outputs, and its tiles."""
 
-    def __init__(self, prepared: WinogradPrepared, block: Block) -> None:
-        p, tile = prepared.problem, prepared.tiling.tile
-        self.block = block
+    def __init__(self, problem: ConvProblem, tile: tuple[int, ...], block: Block) -> None:
+        self.block, self.tile = block, tile
         self.images = block.images.stop - block.images.start
-        counts = tuple(-(-n // m) for n, m in zip(block.shape, tile, strict=True))
-        self.foot = tuple(c * m + r - 1 for c, m, r in zip(counts, tile, p.kernel, strict=True))
-        self.output = tuple(c * m for c, m in zip(counts, tile, strict=True))
-        self.tiles = np.stack(np.unravel_index(np.arange(self.images * math.prod(counts)), (self.images, *counts)), 1)
-        self.count = len(self.tiles)
-        self.x_pitches = _pitches((self.images, *self.foot), prepared.x_pixel)
-        self.x_tiles = self._corners(tile, self.x_pitches)
-        self.y_pitches = _pitches((self.images, *self.output), prepared.y_pixel)
-        self._y_tiles: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}
-        self.tile = tile
+        self.tiles_along = tuple(-(-n // m) for n, m in zip(block.shape, tile, strict=True))
+        self.count = self.images * math.prod(self.tiles_along)
+        lengths = [c * m + r - 1 for c, m, r in zip(self.tiles_along, tile, problem.kernel, strict=True)]
+        first = [_counted(length, n) for length, n in zip(lengths, block.foot_shape, strict=True)]
+        self.gathered, self.written = first, [_counted(k, n) for k, n in zip(lengths, block.shape, strict=True)]
+        self.in_place = [self._shown(problem, dim, length) for dim, length in enumerate(lengths)]
+        self.tables: dict[tuple[Any, ...], tuple[npt.NDArray[np.int64], ...]] = {}
 
-    def y_tiles(self, pitches: tuple[int, ...]) -> npt.NDArray[np.int64]:
-        """Where tiles begin in an output with these pitches."""
-        found = self._y_tiles.get(pitches)
-        if found is None:
-            if len(self._y_tiles) > 10:  # outputs of ever other memory orders
-                self._y_tiles.clear()
-            found = self._y_tiles[pitches] = self._corners(self.tile, pitches)
-        return found
+    def _shown(self, problem: ConvProblem, dim: int, length: int) -> npt.NDArray[np.int64]:
+        """Which places of x the places of the footprint show along a dimension; -1 where it is none."""
+        block = self.block
+        place = np.full(length, -1, np.int64)
+        for run_ in runs(block.foot_start[dim], block.foot_shape[dim], problem.size[dim], problem.boundary):
+            place[run_.foot] = np.arange(problem.size[dim])[run_.x]
+        return place
 
-    def _corners(self, tile: tuple[int, ...], pitches: tuple[int, ...]) -> npt.NDArray[np.int64]:
-        steps = (pitches[0], *(m * pitch for m, pitch in zip(tile, pitches[1:], strict=True)))
-        return np.ascontiguousarray(self.tiles @ np.array(steps, np.int64))
+    def table(
+        self, in_place: bool, x_pitches: tuple[int, ...], y_pitches: tuple[int, ...]
+    ) -> tuple[npt.NDArray[np.int64], ...]:
+        """The tables of the kernel: where tiles are in x (or in the gathered footprint) and y, with these pitches."""
+        key = (in_place, x_pitches, y_pitches)
+        if key not in self.tables:
+            if len(self.tables) > 10:  # of ever other memory orders
+                self.tables.clear()
+            self.tables[key] = self._table(self.in_place if in_place else self.gathered, x_pitches, y_pitches)
+        return self.tables[key]
+
+    def _table(
+        self, shown: list[npt.NDArray[np.int64]], x_pitches: tuple[int, ...], y_pitches: tuple[int, ...]
+    ) -> tuple[npt.NDArray[np.int64], ...]:
+        tiles = np.stack(np.unravel_index(np.arange(self.count), (self.images, *self.tiles_along)), 1)
+        rows = np.zeros((self.count, 4 + len(self.tile)), np.int64)
+        places = []
+        for field, along, pitches in ((0, shown, x_pitches), (1, self.written, y_pitches)):
+            image = rows[:, field + 2] = tiles[:, 0] * pitches[0]
+            corner, outside = image.copy(), np.zeros(self.count, bool)
+            start = 0
+            for dim, (place, pitch, m) in enumerate(zip(along, pitches[1:], self.tile, strict=True)):
+                first = tiles[:, 1 + dim] * m
+                rows[:, 4 + dim] = start + first
+                start += len(place)
+                corner += place[first] * pitch
+                # A tile lies inside where its places follow each other.
+                width = m if field else len(place) - (self.tiles_along[dim] - 1) * m
+                apart = np.r_[0, np.cumsum((np.diff(place) != 1) | (place[1:] < 0))]
+                outside |= (place[first] < 0) | (apart[first + width - 1] > apart[first])
+            rows[:, field] = np.where(outside, OUTSIDE, corner)
+            places.append(
+                np.concatenate([np.where(p < 0, OUTSIDE, p * q) for p, q in zip(along, pitches[1:], strict=True)])
+            )
+        return rows, *places
+
+
+def _counted(length: int, count: int) -> npt.NDArray[np.int64]:
+    """0, 1, ... below count, and -1 behind that."""
+    place = np.arange(length)
+    return np.where(place < count, place, -1)
 
 
 class WinogradPrepared:
@@ -246,10 +280,7 @@ class WinogradPrepared:
         self.points = math.prod(_points(p, tiling.tile))
         self.width = tiling.vectors * lanes  # of a block of output channels
         self.blocks = -(-p.group_out // self.width)
-        self.filled = -(-p.group_out // lanes) * lanes
         self.panel = self.points * self.blocks * p.group_in * self.width  # numbers of one group's transformed weights
-        self.x_pixel = -(-p.in_channels // lanes) * lanes
-        self.y_pixel = p.out_channels - p.group_out + self.filled  # what is written beyond a group is the next one's
         self.v_pixel, self.m_pixel = _pixel(p.group_in, lanes), _pixel(self.blocks * self.width, lanes)
         self.kernel = compiled(
             winograd,
@@ -257,8 +288,9 @@ class WinogradPrepared:
             tile=tiling.tile,
             taps=p.kernel,
             channels=p.group_in,
-            x_pixel=self.x_pixel,
-            y_pixel=self.y_pixel,
+            outputs=p.group_out,
+            x_pixel=p.in_channels,
+            y_pixel=p.out_channels,
             v_pixel=self.v_pixel,
             m_pixel=self.m_pixel,
             rows=tiling.rows,
@@ -268,8 +300,9 @@ class WinogradPrepared:
         self.bias = np.zeros((p.groups, self.blocks * self.width), self.dtype)
         if bias is not None:
             self.bias[:, : p.group_out] = bias.reshape(p.groups, p.group_out)
+        self.filler = np.full(p.group_in, 0 if isinstance(p.boundary, str) else p.boundary, self.dtype)
         self.weight = self._transformed(operand)
-        self.parts = [_Part(self, block) for block in grid(p, tiling.shape, tiling.images)]
+        self.parts = [_Part(p, tiling.tile, block) for block in grid(p, tiling.shape, tiling.images)]
 
     @functools.cached_property
     def direct(self) -> Im2colPrepared:
@@ -303,32 +336,36 @@ class WinogradPrepared:
 
     def _part(self, source: Array, result: Array, part: _Part, threads: int) -> None:
         p, block = self.problem, part.block
-        x, y = run.workspace(
-            "parts",
-            part.images * part.x_pitches[0] + self.lanes,
-            part.images * part.y_pitches[0] + self.width,
-            dtype=self.dtype,
-        )
-        foot = np.moveaxis(x[: x.size - self.lanes].reshape(part.images, *part.foot, self.x_pixel), -1, 1)
-        exact = foot[(slice(None), slice(0, p.in_channels), *(slice(0, n) for n in block.foot_shape))]
-        if exact.shape != foot.shape:
-            x[...] = 0
-        fill_footprint(p, source[block.images], block, exact)
-        target = result[block.outputs]
-        pitches = self._pitches(target, block)
-        address = y.ctypes.data if pitches is None else target.ctypes.data
+        x, target = source[block.images], result[block.outputs]
+        y = target
+        x_pitches, y_pitches = self._pitches(x, p.in_channels), self._pitches(y, p.out_channels)
+        in_place = x_pitches is not None
+        if x_pitches is None:
+            x = self._buffer("footprint", part, block.foot_shape, p.in_channels)
+            fill_footprint(p, source[block.images], block, x)
+            x_pitches = self._pitches(x, p.in_channels)
+        if y_pitches is None:
+            y = self._buffer("outputs", part, block.shape, p.out_channels)
+            y_pitches = self._pitches(y, p.out_channels)
+        assert x_pitches is not None
+        assert y_pitches is not None
+        tables, pitches = part.table(in_place, x_pitches, y_pitches), (*x_pitches[1:-1], *y_pitches[1:-1])
         finite: list[bool] = []
         run.for_each(
-            lambda share: finite.append(self._share(part, x.ctypes.data, address, pitches or part.y_pitches, *share)),
+            lambda share: finite.append(self._share(x.ctypes.data, y.ctypes.data, tables, pitches, *share)),
             self._shares(part.count, threads),
             threads,
         )
         if not all(finite):
             sums = self.direct.forward_block(gather(p, source, block, self.dtype), block)
             store(target, sums, per_channel(p, self.given_bias, self.dtype))
-        elif pitches is None:
-            whole = np.moveaxis(y[: y.size - self.width].reshape(part.images, *part.output, self.y_pixel), -1, 1)
-            assign(target, whole[(slice(None), slice(0, p.out_channels), *(slice(0, n) for n in block.shape))])
+        elif y is not target:
+            assign(target, y)
+
+    def _buffer(self, purpose: str, part: _Part, shape: tuple[int, ...], channels: int) -> Array:
+        """Memory for (images, channels, *shape) with the channels last."""
+        (flat,) = run.workspace(purpose, part.images * math.prod(shape) * channels, dtype=self.dtype)
+        return np.moveaxis(flat.reshape(part.images, *shape, channels), -1, 1)
 
     def _shares(self, tiles: int, threads: int) -> list[tuple[range, range]]:
         """Ranges of tiles and of blocks of output channels: the tiles shared out, where there are enough; else both."""
@@ -342,40 +379,43 @@ class WinogradPrepared:
         cuts = [self.blocks * i // pieces for i in range(pieces + 1)]
         return [(range(tiles), range(a, b)) for a, b in itertools.pairwise(cuts)]
 
-    def _share(self, part: _Part, x: int, y: int, y_pitches: tuple[int, ...], tiles: range, blocks: range) -> bool:
+    def _share(
+        self,
+        x: int,
+        y: int,
+        tables: tuple[npt.NDArray[np.int64], ...],
+        pitches: tuple[int, ...],
+        tiles: range,
+        blocks: range,
+    ) -> bool:
         """Compute some tiles of some output channels; return whether all results are finite."""
         p, size, tiling = self.problem, self.dtype.itemsize, self.tiling
         held = -(-min(tiling.together, len(tiles)) // tiling.rows) * tiling.rows * self.points
-        v, m, odd = run.workspace("tiles", held * self.v_pixel, held * self.m_pixel, self.lanes, dtype=self.dtype)
-        span = [tiles.start, tiles.stop, tiling.together, blocks.start, blocks.stop, self.blocks, self.filled]
-        sizes = np.array([*span, *part.x_pitches[1:-1], *y_pitches[1:-1]], np.int64)
-        fixed = [v, m, odd, part.x_tiles, part.y_tiles(y_pitches), sizes]
-        addresses = [array.ctypes.data for array in fixed]
+        edge = max(self.points * p.in_channels, math.prod(tiling.tile) * p.out_channels)
+        counts = (held * self.v_pixel, held * self.m_pixel, edge, self.lanes)
+        *scratch, odd = run.workspace("tiles", *counts, dtype=self.dtype)
+        span = (tiles.start, tiles.stop, tiling.together, blocks.start, blocks.stop, self.blocks)
+        sizes = np.array([*span, *pitches], np.int64)
+        fixed = [array.ctypes.data for array in (*scratch, odd, *tables, sizes)]
         finite = True
         for group in range(p.groups):
             self.kernel(
                 x + group * p.group_in * size,
+                self.filler.ctypes.data,
                 self.weight.ctypes.data + group * self.panel * size,
                 self.bias.ctypes.data + group * self.bias.strides[0],
                 y + group * p.group_out * size,
-                *addresses,
+                *fixed,
             )
             finite = finite and not np.isnan(odd).any()
         return finite
 
-    def _pitches(self, target: Array, block: Block) -> tuple[int, ...] | None:
-        """Pitches of the output's images and dimensions, if whole tiles can be written there directly."""
-        p, size = self.problem, self.dtype.itemsize
-        strides = (target.strides[0], *target.strides[2:])
-        if target.dtype != self.dtype or not target.flags.aligned or target.strides[1] != size:
+    def _pitches(self, a: Array, channels: int) -> tuple[int, ...] | None:
+        """Pitches of the images and dimensions of an array (n, channels, *S), if the kernel can work on it as it is."""
+        size = self.dtype.itemsize
+        images, channel, *places = a.strides
+        if a.dtype != self.dtype or not a.flags.aligned or any(s % size for s in a.strides):
             return None
-        if p.out_channels != self.y_pixel or strides[-1] != self.y_pixel * size or p.groups > 1:
+        if (channel != size and channels > 1) or (places[-1] != channels * size and a.shape[-1] > 1):
             return None
-        if any(n % m for n, m in zip(block.shape, self.tiling.tile, strict=True)) or any(s % size for s in strides):
-            return None
-        return tuple(stride // size for stride in strides)
-
-
-def _pitches(shape: tuple[int, ...], pixel: int) -> tuple[int, ...]:
-    """Numbers from one index to the next of each axis of an array of places."""
-    return tuple(pixel * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        return (images // size, *(stride // size for stride in places))

@@ -116,6 +116,12 @@ class Kernel:
         """A if the condition holds, else b."""
         return Int(self, self.builder.select(condition.value, self.number(a).value, self.number(b).value))
 
+    def choose(self, condition: Condition, a: Array, b: Array) -> Array:
+        """Array A if the condition holds, else B: where it begins, and its strides."""
+        pointer = self.builder.select(condition.value, a.beginning, b.beginning)
+        strides = [x if x is y else self.where(condition, x, y) for x, y in zip(a.strides, b.strides, strict=True)]
+        return Array(self, pointer, 0, tuple(strides))
+
     # Control.
 
     @contextmanager
@@ -141,6 +147,21 @@ class Kernel:
         number.add_incoming(following.value, builder.block)
         builder.cbranch((following < last).value, body, after)
         builder.position_at_end(after)
+
+    def vectors(self, start: Int | int, stop: Int | int, *, ragged: bool = True) -> Iterator[tuple[Int, Mask | None]]:
+        """Run the body for the numbers from start to stop, a vector of them at a time: whole ones, then what is left.
+
+        Yields the first number of the vector, and the mask of those that are left. Not ``ragged``: nothing is left.
+        """
+        first, count = self.number(start), stop - start
+        if isinstance(count, int):
+            ragged = count % self.lanes > 0
+        whole = count // self.lanes * self.lanes if ragged else count
+        with self.loop(start, start + whole, self.lanes) as place:
+            yield place, None
+        if ragged:
+            with self.loop(first + whole, stop, self.lanes) as place:
+                yield place, self.mask(stop - place)
 
     @contextmanager
     def when(self, condition: Condition) -> Iterator[None]:
@@ -356,6 +377,11 @@ class Array:
         pointer = self.pointer if moving is None else self._beyond(moving.value)
         rest = self.strides[len(index) :]
         return Array(self.kernel, pointer, fixed, rest) if rest else Place(self.kernel, pointer, fixed)
+
+    @property
+    def beginning(self) -> ir.Value:
+        """Where it begins, as a pointer."""
+        return Place(self.kernel, self.pointer, self.offset).address
 
     def moved(self, elements: int | Int) -> Array:
         """The array that begins so many elements later."""

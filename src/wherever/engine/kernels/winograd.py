@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,9 @@ import numpy.typing as npt
 from wherever.engine.kernels.compile import Target
 from wherever.engine.kernels.cook_toom import cook_toom, transformed
 from wherever.engine.kernels.direct import CHUNK
-from wherever.engine.kernels.vector import Int, Kernel, Vector
+from wherever.engine.kernels.vector import Array, Int, Kernel, Mask
+
+OUTSIDE = -(1 << 60)  # in the tables of places: nothing is there; sums of a few of them are still below half of it
 
 
 def winograd(
@@ -21,6 +24,7 @@ def winograd(
     tile: Sequence[int],
     taps: Sequence[int],
     channels: int,
+    outputs: int,
     x_pixel: int,
     y_pixel: int,
     v_pixel: int,
@@ -32,56 +36,84 @@ def winograd(
     """Write y[t, i, k] = bias[k] + sum over a, c of w[k, c, a] x[t, i + a, c] for tiles t of outputs i.
 
     Three passes over a block of tiles: V = B x for every tile and channel, M = V U for each of the n points (a matrix
-    product over the channels), y = A M. Everything has its channels last, and what is read or written beyond a
-    channel count up to whole vectors is padding there. Where a tile begins in x and y is told by tables, so that the
-    kernel knows nothing of images, borders and batches.
+    product over the channels), y = A M. Everything has its channels last. Tables tell where a tile lies in x and y, so
+    that the kernel knows nothing of images, borders and batches: a tile inside x is read where it lies; of any other
+    each place is looked up, in x or outside of it, and copied.
 
     Parameters
     ----------
     tile, taps
         Outputs of a tile and places of the kernel in each dimension: F(tile, taps).
-    channels
-        Input channels.
+    channels, outputs
+        Input and output channels.
     x_pixel, y_pixel
         Numbers from one place of x or y to the next in the last dimension; the other pitches are sizes.
     v_pixel, m_pixel
-        Numbers from one point of V or M to the next: the channels, padded.
+        Numbers from one point of V or M to the next: the channels, padded to whole vectors.
     rows, vectors
         Register tile of the products: tiles times vectors of output channels.
     ahead
         Cache lines of the next panel of U that each step of a product asks for.
 
-    The arrays: x; u (point, block of output channels, channel, vectors * lanes); bias; y; v and m, workspaces;
-    odd, one vector that is NaN afterwards if any output is not finite; tables x_tiles and y_tiles.
+    The arrays: x; filler, the channels of a place outside x; u (point, block of output channels, channel,
+    vectors * lanes); bias; y; v, m and edge, workspaces (edge for one tile of x or y); odd, one vector that is NaN
+    afterwards if any output is not finite.
+
+    The tables: of each tile where it begins in x and in y (OUTSIDE, where it is not wholly inside), where its image
+    begins in x and in y, and in each dimension its first entry in the next two tables; these tell how far every place
+    along a dimension is from the image's beginning, in x and in y.
+
     The sizes: first and last tile, and how many are worked on together; first and last block of output channels, number
-    of these blocks, number of output channels padded to whole vectors; pitches of x and of y in all dimensions but
-    the last.
+    of these blocks; pitches of x and of y in all dimensions but the last.
     """
     lanes = target.lanes(dtype)
+    dimensions = len(tile)
     matrices = [cook_toom(m, r) for m, r in zip(tile, taps, strict=True)]
     points = tuple(m + r - 1 for m, r in zip(tile, taps, strict=True))
     number, block = math.prod(points), vectors * lanes
-    x_names, y_names = ([f"{name}_pitch{dim}" for dim in range(len(tile) - 1)] for name in "xy")
-    sizes = ["tile", "tiles", "together", "first", "last", "blocks", "filled", *x_names, *y_names]
-    tables = ["x_tiles", "y_tiles"]
-    kernel = Kernel("winograd", dtype, lanes, ["x", "u", "bias", "y", "v", "m", "odd", *tables], sizes)
+    x_names, y_names = ([f"{name}_pitch{dim}" for dim in range(dimensions - 1)] for name in "xy")
+    sizes = ["tile", "tiles", "together", "first", "last", "blocks", *x_names, *y_names]
+    arrays = ["x", "filler", "u", "bias", "y", "v", "m", "edge", "odd", "tile_table", "x_places", "y_places"]
+    kernel = Kernel("winograd", dtype, lanes, arrays, sizes)
     size = kernel.size
     x = kernel.array("x", *(size(n) for n in x_names), x_pixel, 1)
     y = kernel.array("y", *(size(n) for n in y_names), y_pixel, 1)
     u = kernel.array("u", size("blocks") * (channels * block), channels * block, block, 1)
-    v = kernel.array("v", number * v_pixel, v_pixel, 1)
-    m = kernel.array("m", number * m_pixel, m_pixel, 1)
-    bias = kernel.array("bias", 1)
-    place = dict(zip(np.ndindex(points), range(number), strict=True))
+    # V and M, with points by their number and by their place in a tile.
+    v, v_tile = (kernel.array("v", number * v_pixel, *pitches, 1) for pitches in ([v_pixel], _pitches(points, v_pixel)))
+    m, m_tile = (kernel.array("m", number * m_pixel, *pitches, 1) for pitches in ([m_pixel], _pitches(points, m_pixel)))
+    bias, filler = kernel.array("bias", 1), kernel.array("filler", 1)
+    edge_of_x = kernel.array("edge", *_pitches(points, x_pixel), 1)
+    edge_of_y = kernel.array("edge", *_pitches(tile, y_pixel), 1)
+
+    def entry(t: Int, field: int) -> Int:
+        """One entry of a tile in the table."""
+        return kernel.table("tile_table")[t * (4 + dimensions) + field]
+
+    def each_place(t: Int, shape: Sequence[int], image: int, table: str) -> Iterator[tuple[tuple[Int, ...], Int]]:
+        """Loops over all places of a tile, with how far each is from the beginning of x or y."""
+        with ExitStack() as loops:
+            index, total = [], entry(t, image)
+            for dim, count in enumerate(shape):
+                index.append(loops.enter_context(kernel.loop(count)))
+                total = total + kernel.table(table)[entry(t, 4 + dim) + index[-1]]
+            yield tuple(index), total
 
     def transform(start: Int, count: Int) -> None:
         """V = B x."""
         with kernel.loop(count) as t:
-            corner = x.moved(kernel.table("x_tiles")[start + t])
-            with kernel.loop(0, -(-channels // lanes) * lanes, lanes) as c:
-                seen = _each(points, lambda index: corner[(*index, c)].load())
+            begin = entry(start + t, 0)
+            outside = begin < OUTSIDE // 2
+            with kernel.when(outside):
+                for index, total in each_place(start + t, points, 2, "x_places"):
+                    seen_at = kernel.choose(total < OUTSIDE // 2, filler, kernel.array("x", 1).moved(total))
+                    for c, mask in kernel.vectors(0, channels):
+                        edge_of_x[(*index, c)].store(seen_at[c].load(mask), mask)
+            corner = kernel.choose(outside, edge_of_x, x.moved(begin))
+            for c, mask in kernel.vectors(0, channels):
+                seen = _each(points, corner, c, mask=mask)
                 for index, value in np.ndenumerate(transformed(kernel, [b for _, _, b in matrices], seen)):
-                    v[t, place[index], c].store(value)
+                    v_tile[(t, *index, c)].store(value)
 
     def product(group: Int, point: Int, k: Int, prefetched: int) -> None:
         """The rows of a group times a block of output channels, at one point: the first chunk of channels, the rest."""
@@ -119,16 +151,24 @@ def winograd(
 
     def transform_back(start: Int, count: Int) -> None:
         """Y = bias + A M."""
+        begin, end = size("first") * block, kernel.number(kernel.minimum(size("last") * block, outputs))
         with kernel.loop(count) as t:
-            corner = y.moved(kernel.table("y_tiles")[start + t])
-            begin, end = size("first") * block, kernel.minimum(size("last") * block, size("filled"))
-            with kernel.loop(begin, end, lanes) as k:
-                given = _each(points, lambda index: m[t, place[index], k].load())
+            corner = entry(start + t, 1)
+            outside = corner < OUTSIDE // 2
+            result = kernel.choose(outside, edge_of_y, y.moved(corner))
+            for k, mask in kernel.vectors(begin, end, ragged=outputs % lanes > 0):
+                given = _each(points, m_tile[t], k)
                 added = bias[k].load()
                 for index, value in np.ndenumerate(transformed(kernel, [a for a, _, _ in matrices], given)):
                     total = value + added
-                    corner[(*index, k)].store(total)
+                    result[(*index, k)].store(total, mask)
                     odd[0] = kernel.fma(total, kernel.splat(0), odd[0])
+            with kernel.when(outside):
+                for index, distance in each_place(start + t, tile, 3, "y_places"):
+                    with kernel.when(distance > OUTSIDE // 2):
+                        for k, mask in kernel.vectors(begin, end, ragged=outputs % lanes > 0):
+                            y_place = kernel.array("y", 1).moved(distance)[k]
+                            y_place.store(edge_of_y[(*index, k)].load(mask), mask)
 
     with kernel.loop(size("tile"), size("tiles"), size("together")) as start:
         count = kernel.number(kernel.minimum(size("together"), size("tiles") - start))
@@ -151,20 +191,23 @@ def winograd_weights(target: Target, *, dtype: str, tile: Sequence[int], taps: S
     kernel = Kernel("winograd_weights", dtype, lanes, ["w", "u"], ["channels", "blocks"])
     channels, blocks = kernel.size("channels"), kernel.size("blocks")
     block = vectors * lanes
-    w = kernel.array("w", channels * blocks * block, blocks * block, 1)
-    u = kernel.array("u", blocks * channels * block, channels * block, block, 1)
-    tap = dict(zip(np.ndindex(tuple(taps)), range(math.prod(taps)), strict=True))
-    place = dict(zip(np.ndindex(points), range(math.prod(points)), strict=True))
+    w = kernel.array("w", *_pitches(taps, channels * blocks * block), blocks * block, 1)
+    u = kernel.array("u", *_pitches(points, blocks * channels * block), channels * block, block, 1)
     with kernel.loop(channels) as c, kernel.loop(blocks) as k, kernel.loop(0, block, lanes) as lane:
-        given = _each(tuple(taps), lambda index: w[tap[index], c, k * block + lane].load())
+        given = _each(tuple(taps), w, c, k * block + lane)
         for index, value in np.ndenumerate(transformed(kernel, matrices, given)):
-            u[place[index], k, c, lane].store(value)
+            u[(*index, k, c, lane)].store(value)
     return kernel
 
 
-def _each(shape: tuple[int, ...], load: Callable[[tuple[int, ...]], Vector]) -> npt.NDArray[np.object_]:
-    """An array of vectors, loaded in order."""
+def _each(shape: tuple[int, ...], array: Array, *rest: int | Int, mask: Mask | None = None) -> npt.NDArray[np.object_]:
+    """The vectors of an array at every index of this shape, followed by the rest of the index, loaded in order."""
     result = np.empty(shape, object)
     for index in np.ndindex(shape):
-        result[index] = load(index)
+        result[index] = array[(*index, *rest)].load(mask)
     return result
+
+
+def _pitches(shape: Sequence[int], last: int | Int) -> list[int | Int]:
+    """How far apart the elements of each axis of an array of this shape are, where those of the last are ``last``."""
+    return [last * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
