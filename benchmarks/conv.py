@@ -1,172 +1,122 @@
-"""The operation beside its peers: ours, PyTorch, SciPy and OpenCV interleaved in one process; medians and ratios.
+"""The operation beside its peers: ours, PyTorch, oneDNN, SciPy, OpenCV and JAX in turns in one process.
 
-    python benchmarks/conv.py [--threads N] [--rounds N] [--only TEXT] [--markdown FILE]
+    python benchmarks/conv.py [--only TEXT] [--seconds 60] [--threads N] [--markdown FILE] [--plot FILE.png]
 
-Every contender's result is compared with ours before anything is timed. Weights are prepared beforehand where a library
-can (ours, PyTorch's own layout of weights is left to it); PyTorch is timed in both memory layouts.
+Weights are prepared beforehand where a library can, ours among them, and ours is given its ``out``. Each row is the
+ratio of medians to the best peer; families have a geometric mean and a lowest case, beside what they are to reach.
+Pin the process (`taskset -c 0`) for steady numbers on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-parser = argparse.ArgumentParser(description="Convolutions beside their peers.")
-parser.add_argument("--threads", type=int, default=1, help="threads of every library (default 1)")
-parser.add_argument("--rounds", type=int, default=15, help="how often each contender runs (default 15)")
-parser.add_argument("--only", default="", help="only the cases whose name contains this")
-parser.add_argument("--markdown", type=Path, help="also write the table to this file")
-options = parser.parse_args()
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when NumPy is imported
-    os.environ[variable] = str(options.threads)
-
-import numpy as np  # noqa: E402
-import scipy.ndimage  # noqa: E402
-import scipy.signal  # noqa: E402
-
-import wherever  # noqa: E402
-from wherever.ops import plan  # noqa: E402
-
-try:
-    import torch
-except ImportError:
-    torch = None
-try:
-    import cv2
-except ImportError:
-    cv2 = None
-
-wherever.set_threads(options.threads)
-if torch is not None:
-    torch.set_num_threads(options.threads)
-if cv2 is not None:
-    cv2.setNumThreads(options.threads)
+from cases import Case, all_cases, in_direction, in_dtype, layers
 
 
-@dataclass(frozen=True)
-class Case:
-    """A convolution of float32 numbers: shapes and options of `wherever.conv`."""
-
-    family: str
-    name: str
-    x: tuple[int, ...]
-    w: tuple[int, ...]
-    options: dict[str, object] = field(default_factory=dict)
-
-
-def cases() -> Iterator[Case]:
-    """Layers of known networks, image filters, signals, and the source's own layer."""
-    same = {"padding": "same"}
-    yield Case("layers", "3x3, 64 to 64, 56x56 (ResNet)", (1, 64, 56, 56), (64, 64, 3, 3), same)
-    yield Case("layers", "3x3, 512 to 512, 14x14 (VGG)", (1, 512, 14, 14), (512, 512, 3, 3), same)
-    yield Case("layers", "1x1, 256 to 64, 56x56 (ResNet)", (1, 256, 56, 56), (64, 256, 1, 1), same)
-    yield Case("layers", "7x7 stride 2, 3 to 64, 224x224", (1, 3, 224, 224), (64, 3, 7, 7), {"stride": 2, "padding": 3})
-    yield Case("layers", "5x5, 32 to 32, 128x128", (1, 32, 128, 128), (32, 32, 5, 5), same)
-    yield Case("layers", "7x7, 64 to 64, 128x128", (1, 64, 128, 128), (64, 64, 7, 7), same)
-    yield Case("layers", "15x15, 64 to 64, 128x128", (1, 64, 128, 128), (64, 64, 15, 15), same)
-    yield Case("layers", "31x31, 16 to 16, 256x256", (1, 16, 256, 256), (16, 16, 31, 31), same)
-    yield Case("layers", "3x3x3, 32 to 32, 32x32x32 (U-Net 3-D)", (1, 32, 32, 32, 32), (32, 32, 3, 3, 3), same)
-    deep = {"padding": "same", "groups": 128}
-    yield Case("depthwise", "3x3, 128 channels, 56x56", (1, 128, 56, 56), (128, 1, 3, 3), deep)
-    yield Case("depthwise", "7x7, 128 channels, 56x56", (1, 128, 56, 56), (128, 1, 7, 7), deep)
-    yield Case("depthwise", "31x31, 128 channels, 56x56", (1, 128, 56, 56), (128, 1, 31, 31), deep)
-    for r in (3, 7, 15, 31, 63, 255):
-        yield Case("filters", f"{r}x{r} on 2048x2048", (1, 1, 2048, 2048), (1, 1, r, r), same)
-    for r in (31, 255, 4095, 65535):
-        yield Case("signals", f"{r} taps on 10^6 samples", (1, 1, 10**6), (1, 1, r), same)
-    yield Case("signals", "WaveNet: 64 to 64, dilation 8", (1, 64, 16000), (64, 64, 2), {"dilation": 8})
-    yield Case("the source", "1999x1999 on 1000x1000", (1, 1, 1000, 1000), (1, 1, 1999, 1999), same)
+def parsed() -> argparse.Namespace:
+    """The command's options."""
+    parser = argparse.ArgumentParser(description="Convolutions beside their peers.")
+    parser.add_argument("--only", default="", help="only cases whose family, kind or name contains one of these, a;b;c")
+    parser.add_argument(
+        "--problems", type=Path, help="measure the layers of this file (as problems.json) and no others"
+    )
+    parser.add_argument("--batch", default="1", help="images of each layer, or 'listed' for those of the file")
+    parser.add_argument("--threads", type=int, default=1, help="threads of every library (default 1)")
+    parser.add_argument(
+        "--direction", choices=["forward", "transpose", "weight_gradient"], help="all layers in this one"
+    )
+    parser.add_argument("--dtype", choices=["float32", "float64"], help="all layers in this type")
+    parser.add_argument(
+        "--layout", choices=["channels_last", "channels_first"], default="channels_last", help="of ours"
+    )
+    parser.add_argument("--measure", action="store_true", help="plan ours with measure=True")
+    parser.add_argument("--rounds", type=int, default=11, help="samples of each contender (default 11)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after so long: a quick look")
+    parser.add_argument("--list", action="store_true", help="only list the cases")
+    parser.add_argument("--details", action="store_true", help="print the time of every contender")
+    parser.add_argument("--markdown", type=Path, help="write the report to this file")
+    parser.add_argument("--plot", type=Path, help="draw the ratios into this PNG")
+    return parser.parse_args()
 
 
-def contenders(case: Case, x: np.ndarray, w: np.ndarray) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """Functions that compute the case, ours first."""
-    ours = plan(case.x, case.w, **case.options).prepare(w)
-    out = np.empty_like(ours(x))
-    yield "wherever", lambda: ours(x, out=out)
-    spatial, groups = len(case.w) - 2, case.options.get("groups", 1)
-    work = np.prod(out.shape) * np.prod(case.w[1:])
-    # What takes a peer many seconds is left out: with one channel PyTorch runs at 1 to 3 GFLOP/s.
-    if torch is not None and work < (1e11 if case.x[1] > 1 else 5e9):
-        function = getattr(torch.nn.functional, f"conv{spatial}d")
-        arguments = {**case.options, "padding": case.options.get("padding", 0)}
-        tx, tw = torch.from_numpy(x), torch.from_numpy(w)
-        with torch.inference_mode():
-            yield "torch", lambda: function(tx, tw, **arguments).numpy()
-            form = {2: torch.channels_last, 3: torch.channels_last_3d}.get(spatial)
-            if form is not None and case.x[1] > 1:
-                lx, lw = tx.to(memory_format=form), tw.to(memory_format=form)
-                yield "torch channels_last", lambda: function(lx, lw, **arguments).numpy()
-    if case.w[:2] == (1, 1) and groups == 1:
-        image, kernel = x[0, 0], w[0, 0]
-        flipped = np.ascontiguousarray(np.flip(kernel))
-        yield "scipy.signal", lambda: scipy.signal.oaconvolve(image, flipped, "same")[None, None]
-        if work < 5e9:
-            yield "scipy.ndimage", lambda: scipy.ndimage.correlate(image, kernel, mode="constant")[None, None]
-        if cv2 is not None and work < 5e11:
-            matrix, row = (image, kernel) if spatial == 2 else (image[None], kernel[None])
-            border = cv2.BORDER_CONSTANT
-            shape = out.shape
-            yield "OpenCV", lambda: cv2.filter2D(matrix, cv2.CV_32F, row, borderType=border).reshape(shape)
+def selected(options: argparse.Namespace) -> list[Case]:
+    """The cases that the options ask for."""
+    batch = None if options.batch == "listed" else int(options.batch)
+    cases = all_cases(batch) if options.problems is None else list(layers(options.problems, batch))
+    if options.direction not in (None, "forward"):
+        cases = in_direction(cases, options.direction)
+    if options.dtype is not None:
+        cases = in_dtype(cases, options.dtype)
+    words = [word for word in options.only.lower().split(";") if word]
+    cases = [case for case in cases if not words or any(word in str(case).lower() for word in words)]
+    if options.seconds < float("inf"):  # some of every family first
+        families = [list(group) for _, group in itertools.groupby(cases, key=lambda case: case.family)]
+        cases = [case for turn in itertools.zip_longest(*families) for case in turn if case is not None]
+    return cases
 
 
-def measure(case: Case) -> dict[str, float]:
-    """Median seconds of each contender, run in turns."""
-    random = np.random.default_rng(0)
-    x, w = random.standard_normal(case.x, np.float32), random.standard_normal(case.w, np.float32)
-    running = dict(contenders(case, x, w))
-    truth = running["wherever"]().copy()
-    scale = np.abs(truth).max()
-    for name, function in list(running.items()):
-        start = time.perf_counter()
-        error = np.abs(function() - truth).max() / scale
-        if error > 1e-4:
-            print(f"{case.name}: {name} differs by {error:.2g}", file=sys.stderr)
-            del running[name]
-        elif time.perf_counter() - start > 20:
-            del running[name]
-    times: dict[str, list[float]] = {name: [] for name in running}
-    for turn in range(options.rounds):
-        for name, function in running.items():
-            if turn >= 3 and sum(times[name]) > 3:
-                continue  # slow enough to know
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
+def main() -> int:
+    """Measure, print, and write what was asked for."""
+    options = parsed()
+    cases = selected(options)
+    if options.list:
+        print("\n".join(map(str, cases)))
+        return 0
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when NumPy is imported
+        os.environ[name] = str(options.threads)
+    os.environ.pop("OPENBLAS_CORETYPE", None)  # peers may use what the processor has
+    os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_multi_thread_eigen={'true' if options.threads > 1 else 'false'}")
+    return run(cases, options)
 
 
-def main() -> None:
-    """Print the table, a row as soon as it is measured."""
-    lines = [
-        "| case | algorithm | wherever, ms | best peer, ms | which | times as fast |",
-        "|---|---|---|---|---|---|",
+def run(cases: list[Case], options: argparse.Namespace) -> int:
+    """Measure the cases; 1 if a peer has another result than ours anywhere."""
+    # Imported here: NumPy and PyTorch read the environment when they are imported.
+    import peers
+    from measuring import measure
+    from report import FAMILY_HEADER, HEADER, document, families, left_out, line, machine, markdown, plot
+
+    peers.set_threads(options.threads)
+    introduction = [
+        f"{machine()}; {options.threads} thread(s).",
+        ", ".join(f"{name} {version}" for name, version in peers.versions().items()) + ".",
+        f"Weights prepared, out= given, ours {options.layout}; PyTorch in both layouts; medians of {options.rounds}.",
     ]
-    print("\n".join(lines))
-    ratios: dict[str, list[float]] = {}
-    for case in cases():
-        if options.only not in case.name:
+    print("\n".join(introduction), "", markdown(HEADER, []), sep="\n", end="")
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    start, rows, unmeasured = time.perf_counter(), [], []
+    for number, case in enumerate(cases):
+        if time.perf_counter() - start > options.seconds:
+            unmeasured.append(f"{len(cases) - number} of {len(cases)} cases, for want of time")
+            break
+        if case.kind == "threads" and processors < 2:
+            unmeasured.append(f"{case}: this process may use one processor only")
             continue
-        times = measure(case)
-        ours = times.pop("wherever")
-        peer = min(times, key=lambda name: times[name])
-        ratio = times[peer] / ours
-        ratios.setdefault(case.family, []).append(ratio)
-        algorithm = plan(case.x, case.w, **case.options).algorithm
-        line = f"| {case.name} | {algorithm} | {ours * 1e3:.3g} | {times[peer] * 1e3:.3g} | {peer} | {ratio:.2f} |"
-        lines.append(line)
-        print(line, flush=True)
-    means = ", ".join(f"{family} {statistics.geometric_mean(r):.2f}" for family, r in ratios.items())
-    lines.append(f"\n{options.threads} thread(s), float32; geometric means: {means}.")
-    print(lines[-1])
+        row = measure(
+            case, layout=options.layout, threads=options.threads, rounds=options.rounds, by_measuring=options.measure
+        )
+        if isinstance(row, str):
+            unmeasured.append(f"{case}: {row}")
+            continue
+        rows.append(row)
+        print("| " + " | ".join(line(row)) + " |", flush=True)
+        if options.details:
+            times = sorted(row.times.items(), key=lambda pair: pair[1])
+            print("    " + ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in times))
+    notes = [*left_out(rows), *(f"Not measured: {text}." for text in unmeasured)]
+    print("", markdown(FAMILY_HEADER, [family.cells() for family in families(rows, parts=True)]), *notes, sep="\n")
     if options.markdown:
-        options.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        options.markdown.write_text(document(rows, introduction), encoding="utf-8")
+    if options.plot:
+        plot(rows, options.plot, "wherever beside the best of its peers\n" + introduction[0])
+    return int(any(row.wrong for row in rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
