@@ -11,9 +11,11 @@ from strategies import FLOATS, assert_close, disguised, expected, numbers, probl
 from wherever.engine import algorithms, blocks
 from wherever.engine.algorithms import (
     ALGORITHMS,
+    DepthwiseGradient,
     Direct,
     ExactIntegers,
     Im2col,
+    Outer,
     OverlapSave,
     Taps,
     blockwise,
@@ -38,7 +40,7 @@ def test_every_algorithm_agrees_with_the_reference(problem, seed):
         assert_close(out, truth, problem.dtype)
 
 
-@given(problem=problems(directions=("forward", "transpose"), dtypes=FLOATS), seed=st.integers(0, 1000))
+@given(problem=problems(dtypes=FLOATS), seed=st.integers(0, 1000))
 def test_same_bits_for_any_number_of_threads(problem, seed):
     source, operand = numbers(problem.source_shape, problem.dtype, seed), numbers(problem.operand_shape, problem.dtype)
     for algorithm in (a for a in ALGORITHMS if a.refuses(problem) is None):
@@ -96,13 +98,19 @@ def test_an_overflow_of_the_transform_alone_is_summed_directly():
 
 
 @pytest.mark.parametrize("dilation", [(1, 1), (2, 1), (3, 9)])
-@pytest.mark.parametrize("algorithm", [Direct(), Im2col(), Taps(), OverlapSave()], ids=lambda a: a.name)
+@pytest.mark.parametrize(
+    "algorithm", [Direct(), Im2col(), Taps(), OverlapSave(), Outer(), DepthwiseGradient()], ids=lambda a: a.name
+)
 def test_many_blocks(algorithm, dilation, monkeypatch):
     """Problems larger than one block, cut in each of the ways that there are; dilation beyond the size of a block."""
     monkeypatch.setattr(algorithms.direct, "_BLOCK_BYTES", 8000)
     monkeypatch.setattr(blocks, "_FOOTPRINT_ELEMENTS", 1500)
     monkeypatch.setattr(algorithms.im2col, "_COLUMN_BYTES", 3000)
     monkeypatch.setattr(algorithms.taps, "_BLOCK_ELEMENTS", 60)
+    monkeypatch.setattr(algorithms.weight_gradient, "_PART_BYTES", 20000)
+    monkeypatch.setattr(algorithms.weight_gradient, "_SUM_BYTES", 300)
+    monkeypatch.setattr(algorithms.weight_gradient, "_WIDE_BYTES", 600)
+    monkeypatch.setattr(algorithms.depthwise_gradient, "_PART_BYTES", 20000)
     monkeypatch.setattr(algorithms.overlap_save, "_TILE_BYTES", 20000)
     for direction in ("forward", "transpose", "weight_gradient"):
         for boundary in ("zeros", "reflect", 1.5):
@@ -212,6 +220,44 @@ def test_long_sums_keep_the_accuracy_promise(problem, data, dtype):
         out = np.empty(problem.result_shape, dtype)
         algorithm.prepare(problem, operand).run(source, out, 1)
         assert_close(out, truth, dtype)
+
+
+@pytest.mark.parametrize("size", [2, 15, 32, 70])
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_gradients_by_the_weights_of_many_channels(layout, size):
+    """Register tiles of every shape: channels that fill vectors and blocks of rows, and that do not."""
+    for out_channels in (1, 3, 16, 45):
+        for groups in (1, 2):
+            x_shape = (2, groups * size, 9, 7) if layout == "channels_first" else (2, 9, 7, groups * size)
+            w_shape = (groups * out_channels, size, 3, 2)
+            problem = ConvProblem.from_shapes(
+                x_shape, w_shape, groups=groups, padding=1, stride=(2, 1), layout=layout, direction="weight_gradient"
+            )
+            x, y = numbers(problem.x_shape, "float32"), numbers(problem.y_shape, "float32", 1)
+            out = np.empty(problem.w_shape, np.float32)
+            Outer().prepare(problem, y).run(x, out, 3)
+            assert_close(out, expected(problem, x, y), "float32")
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 9)])
+@pytest.mark.parametrize("groups", [5, 40])
+def test_gradients_by_the_weights_of_depthwise_layers(groups, kernel):
+    """Where the image lies, and copied; vectors of channels shared out among threads; several pairs of channels."""
+    for boundary in ("zeros", 1.5, "edge"):
+        for each in (1, 2):
+            problem = ConvProblem.from_shapes(
+                (2, 40, 30, groups),
+                (each * groups, 1, *kernel),
+                groups=groups,
+                padding=((1, 0), (3, 2)),
+                boundary=boundary,
+                layout="channels_last",
+                direction="weight_gradient",
+            )
+            x, y = numbers(problem.x_shape, "float32"), numbers(problem.y_shape, "float32", 1)
+            out = np.empty(problem.w_shape, np.float32)
+            DepthwiseGradient().prepare(problem, y).run(x, out, 2)
+            assert_close(out, expected(problem, x, y), "float32")
 
 
 @pytest.mark.parametrize("direction", ["forward", "transpose"])

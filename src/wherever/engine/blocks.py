@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from wherever.engine.copies import assign
 from wherever.problem import Array, Boundary, ConvProblem
 
 _FOOTPRINT_ELEMENTS = 1 << 21  # of the inputs of one block: 8 MiB in float32
@@ -212,7 +213,7 @@ def fill_footprint(problem: ConvProblem, x: Array, part: Block, result: Array) -
     if not isinstance(problem.boundary, str):
         result[...] = problem.boundary
     for combination in _combinations(problem, part):
-        result[last_axes(run.foot for run in combination)] = x[last_axes(run.x for run in combination)]
+        assign(result[last_axes(run.foot for run in combination)], x[last_axes(run.x for run in combination)])
 
 
 def scatter(problem: ConvProblem, x: Array, part: Block, foot: Array) -> None:

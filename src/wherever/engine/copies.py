@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,9 @@ def assign(target: Array, source: Array) -> None:
     NumPy copies along the memory of one of the two, and jumps through the other: 20 times slower than necessary when
     channels move from first to last.
     """
+    # What the source shows backwards is copied backwards.
+    turned = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in source.strides)
+    target, source = target[turned], source[turned]
     axes = _exchanged(target, source)
     if axes is None or unavailable() is not None:
         target[...] = source
@@ -34,6 +38,13 @@ def assign(target: Array, source: Array) -> None:
     address = sizes.ctypes.data
     for index in np.ndindex(target.shape[:-3]):
         kernel(source[index].ctypes.data, target[index].ctypes.data, address)
+
+
+def readable(a: Array, dtype: np.dtype[Any], axis: int) -> bool:
+    """Whether a kernel for this type, for which neighbours along an axis lie side by side, can read ``a`` in place."""
+    if a.dtype != dtype or not a.flags.aligned or any(stride % dtype.itemsize for stride in a.strides):
+        return False
+    return a.strides[axis] == dtype.itemsize or a.shape[axis] == 1
 
 
 @functools.cache

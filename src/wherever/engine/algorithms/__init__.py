@@ -1,19 +1,28 @@
 """The algorithms, one a file, all with the same protocol."""
 
+from wherever.engine.algorithms.depthwise_gradient import DepthwiseGradient
 from wherever.engine.algorithms.direct import Direct
 from wherever.engine.algorithms.exact import ExactIntegers
 from wherever.engine.algorithms.im2col import Im2col
 from wherever.engine.algorithms.overlap_save import OverlapSave
+from wherever.engine.algorithms.phases import Phases
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.taps import Taps
+from wherever.engine.algorithms.weight_gradient import Outer
 from wherever.engine.algorithms.windows import Depthwise, Filter
 from wherever.engine.algorithms.winograd import Winograd
+
+_DIRECT: tuple[Algorithm, ...] = (Direct(), Filter(), Depthwise(), Im2col())
 
 ALGORITHMS: tuple[Algorithm, ...] = (
     Direct(),
     Winograd(),
     Filter(),
     Depthwise(),
+    Phases("phases", (*_DIRECT, Winograd())),
+    Phases("phases_directly", _DIRECT),
+    Outer(),
+    DepthwiseGradient(),
     Im2col(),
     Taps(),
     OverlapSave(),
@@ -24,11 +33,14 @@ __all__ = [
     "ALGORITHMS",
     "Algorithm",
     "Depthwise",
+    "DepthwiseGradient",
     "Direct",
     "ExactIntegers",
     "Filter",
     "Im2col",
+    "Outer",
     "OverlapSave",
+    "Phases",
     "Prepared",
     "Taps",
     "Winograd",
