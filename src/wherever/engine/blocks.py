@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from wherever.engine.copies import assign
 from wherever.problem import Array, Boundary, ConvProblem
@@ -234,6 +235,15 @@ def scatter(problem: ConvProblem, x: Array, part: Block, foot: Array) -> None:
 def _combinations(problem: ConvProblem, part: Block) -> Iterator[tuple[Run, ...]]:
     """Every combination of one run for each axis."""
     return itertools.product(*(_axis_runs(problem, part, dim) for dim in range(problem.spatial)))
+
+
+def shown(problem: ConvProblem, part: Block, dim: int) -> npt.NDArray[np.int64]:
+    """Which place of x each place of a footprint shows along one axis; -1 where it shows none."""
+    places = np.full(part.foot_shape[dim], -1, np.int64)
+    there = np.arange(problem.size[dim])
+    for run in _axis_runs(problem, part, dim):
+        places[run.foot] = there[run.x]
+    return places
 
 
 def _axis_runs(problem: ConvProblem, part: Block, dim: int) -> list[Run]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wherever.engine.kernels import compile as module
-from wherever.engine.kernels.direct import direct
+from wherever.engine.kernels.places import places
 
 ARGUMENTS = {"dtype": "float32", "rows": 2, "vectors": 2}
 
@@ -25,7 +25,7 @@ def cache(tmp_path, monkeypatch):
 def works():
     """Compile or find the kernel, and use it."""
     module._compiled.cache_clear()
-    kernel = module.compiled(direct, **ARGUMENTS)
+    kernel = module.compiled(places, **ARGUMENTS)
     x, w = np.arange(10, dtype=np.float32), np.array([[1, 0], [-1, 0]], np.float32)
     y, offsets = np.zeros((2, 9), np.float32), np.array([1, 0])
     sizes = np.array([1, 1, 2, 9, 10])
@@ -70,7 +70,7 @@ def test_a_damaged_file_is_compiled_again(cache, monkeypatch, damage):
 def test_the_code_of_another_kernel_is_not_run(cache, monkeypatch):
     assert works()
     (mine,) = cache.iterdir()
-    module.compiled(direct, dtype="float64", rows=2, vectors=2)
+    module.compiled(places, dtype="float64", rows=2, vectors=2)
     (other,) = set(cache.iterdir()) - {mine}
     mine.write_bytes(other.read_bytes())
     done = count_compilations(monkeypatch)

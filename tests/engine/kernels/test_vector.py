@@ -117,23 +117,37 @@ def test_code_is_written_for_arm_too():
     import llvmlite.binding as llvm
 
     from wherever.engine.kernels.direct import direct
+    from wherever.engine.kernels.places import places
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     arm = Target("aarch64-unknown-linux-gnu", "neoverse-n1")
     assert (arm.vector_bytes, arm.registers) == (16, 32)
     for dtype in ("float32", "float64"):
-        assert arm.emit(direct(arm, dtype=dtype, rows=4, vectors=4))[:4] == b"\x7fELF"
-        assert "fmla" in arm.assembly(direct(arm, dtype=dtype, rows=4, vectors=4))
+        assert arm.emit(places(arm, dtype=dtype, rows=4, vectors=4))[:4] == b"\x7fELF"
+        assert "fmla" in arm.assembly(places(arm, dtype=dtype, rows=4, vectors=4))
+        tile = {"step": 8, "row": 99, "down": 2, "across": 4, "vectors": 3, "ahead": 1}
+        assert arm.emit(direct(arm, dtype=dtype, **tile))[:4] == b"\x7fELF"
+        assert "fmla" in arm.assembly(direct(arm, dtype=dtype, **tile))
 
 
 def test_the_register_tile_stays_in_registers():
     """Vector moves to and from the stack mean spills, which cost a third of the speed."""
     from wherever.engine.kernels.direct import direct
+    from wherever.engine.kernels.places import places
 
     for rows, vectors in [(1, 8), (4, 5), (6, 4), (8, 3)]:
         if rows * vectors + vectors + 1 > host().registers:
             continue
-        text = host().assembly(direct(host(), dtype="float32", rows=rows, vectors=vectors))
-        moves = [line for line in text.splitlines() if "rsp" in line and ("vmovups" in line or "vmovaps" in line)]
-        assert len(moves) == 0
+        assert not _spills(places(host(), dtype="float32", rows=rows, vectors=vectors))
+    for across, vectors in [(28, 1), (14, 2), (9, 3), (13, 1), (6, 2)]:
+        if across * vectors + vectors + 1 <= host().registers:
+            tile = {"step": 64, "row": 0, "down": 1, "across": across, "vectors": vectors}
+            assert not _spills(direct(host(), dtype="float32", **tile, ahead=0))
+            assert not _spills(direct(host(), dtype="float32", **tile, ahead=1))
+
+
+def _spills(kernel):
+    """Moves of vectors to and from the stack."""
+    lines = host().assembly(kernel).splitlines()
+    return [line for line in lines if "rsp" in line and ("vmovups" in line or "vmovaps" in line)]

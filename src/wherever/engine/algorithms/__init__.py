@@ -6,16 +6,18 @@ from wherever.engine.algorithms.exact import ExactIntegers
 from wherever.engine.algorithms.im2col import Im2col
 from wherever.engine.algorithms.overlap_save import OverlapSave
 from wherever.engine.algorithms.phases import Phases
+from wherever.engine.algorithms.places import Places
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.taps import Taps
 from wherever.engine.algorithms.weight_gradient import Outer
 from wherever.engine.algorithms.windows import Depthwise, Filter
 from wherever.engine.algorithms.winograd import Winograd
 
-_DIRECT: tuple[Algorithm, ...] = (Direct(), Filter(), Depthwise(), Im2col())
+_DIRECT: tuple[Algorithm, ...] = (Direct(), Places(), Filter(), Depthwise(), Im2col())
 
 ALGORITHMS: tuple[Algorithm, ...] = (
     Direct(),
+    Places(),
     Winograd(),
     Filter(),
     Depthwise(),
@@ -41,6 +43,7 @@ __all__ = [
     "Outer",
     "OverlapSave",
     "Phases",
+    "Places",
     "Prepared",
     "Taps",
     "Winograd",

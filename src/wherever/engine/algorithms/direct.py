@@ -1,27 +1,35 @@
-"""Direct: summation by a generated kernel over a register tile, on channels-first blocks."""
+"""Direct: summation by a generated kernel whose lanes are output channels, on images with their channels last."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import as_strided
 
-from wherever.engine.algorithms.blockwise import Blockwise
+from wherever.engine import run
+from wherever.engine.algorithms.blockwise import channels_first
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
-from wherever.engine.blocks import Block, footprint, last_axes, traffic
+from wherever.engine.blocks import Block, box, cut, fill_footprint, last_axes, shown
+from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import compiled, host, unavailable
-from wherever.engine.kernels.direct import direct
+from wherever.engine.kernels.direct import CHUNK, direct
+from wherever.engine.kernels.gather import NOWHERE, gather
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
-# Of a block's input, and of its result: the input is read once for every few output channels, from the cache if it can.
-_BLOCK_BYTES = 1 << 19
+_PART_BYTES = 1 << 19  # of the input, and of the result, of one part, where they are copied
+_SMALL_BYTES = 1 << 17  # of an image that is copied whole rather than in place but for its borders
+_WIDEST_RUN = 64  # channels below which a row of the kernel is summed as one run
+_WAYS, _WAY_BYTES = 7, 4096  # of the first cache: so many lines at a multiple of these bytes find room in it
 
 
 class Direct:
@@ -42,27 +50,27 @@ class Direct:
         return None
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
-        """The multiply-adds of whole tiles, and the copies to and from channels-first blocks."""
-        problem = as_forward(problem)
-        dtype = working_dtype(problem.dtype)
-        rows, vectors = tile(problem)
-        padded = -(-problem.group_out // rows) * rows / max(problem.group_out, 1)
-        # Each vector of places is loaded once for all rows (from two cache lines), each weight once for all vectors.
-        load = max(1.0, (2 * vectors + rows) / (rows * vectors))
-        sums = problem.multiply_adds * _waste(problem) * padded * load * dtype.itemsize / 4 / machine.multiply_adds
-        run = problem.output[-1] if problem.layout == "channels_first" else problem.in_channels
-        blocks, _, inputs = traffic(problem, _places(problem))
-        outputs = problem.batch * math.prod(problem.output) * problem.out_channels
-        phases = math.prod(problem.stride)  # each copied by itself, every so many places of a row
-        moved = (inputs * min(phases, 4) + outputs) / (machine.copy * max(run, 1) / (run + 12)) * dtype.itemsize / 4
-        return sums + moved + blocks * (20 + 2 * phases) * machine.call
+        """The multiply-adds of whole tiles, and the copies of what has its channels first or looks over a border."""
+        problem = _thinned(as_forward(problem))
+        size = working_dtype(problem.dtype).itemsize
+        tile = _tile(problem)
+        sums = tile.cost * host().lanes(working_dtype(problem.dtype).name) * size / 4 / machine.multiply_adds
+        read = problem.batch * math.prod(problem.size) * problem.in_channels
+        written = problem.batch * math.prod(problem.output) * problem.out_channels
+        moved = 0.0
+        if problem.layout == "channels_first":
+            moved = 2.0 * (read * (problem.in_channels > 1) + written * (problem.out_channels > 1))
+        elif any(before or after for before, after in problem.padding):
+            moved = read
+        parts = -(-moved * size // _PART_BYTES)
+        return sums + moved / machine.copy * size / 4 + (6 + 8 * parts) * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
-        """Input and result of one block."""
-        problem = as_forward(problem)
-        places = min(_places(problem), math.prod(problem.output)) * _waste(problem)
-        _, inputs, _ = traffic(problem, _places(problem))
-        return int((2 * inputs + places * problem.out_channels) * working_dtype(problem.dtype).itemsize)
+        """Input and result of one part, where they are copied."""
+        problem = _thinned(as_forward(problem))
+        size = working_dtype(problem.dtype).itemsize
+        place = size * (problem.in_channels * problem.taps + problem.out_channels)
+        return min(4 * _PART_BYTES, problem.batch * math.prod(problem.output) * place) + place
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Pack the weights by blocks of output channels."""
@@ -72,112 +80,448 @@ class Direct:
         return DirectPrepared(as_forward(problem), forward_weights(problem, operand), bias)
 
 
-def tile(problem: ConvProblem) -> tuple[int, int]:
-    """(output channels, vectors of places) of the register tile that wastes least.
-
-    Sums, one vector of each place and a weight must fit the registers together: rows * vectors + vectors + 1.
-    """
-    registers = host().registers
-    choices = [(rows, min(8, (registers - 2) // (rows + 1))) for rows in (1, 2, 3, 4, 6, 8)]
-
-    def cost(choice: tuple[int, int]) -> float:
-        rows, vectors = choice
-        padded = -(-max(problem.group_out, 1) // rows) * rows
-        return padded * (1 + 0.9 / rows + 0.6 / vectors)
-
-    return min(choices, key=cost)
+def _thinned(problem: ConvProblem) -> ConvProblem:
+    """The problem of stride 1 that sees only the places that a kernel of one place reads."""
+    thin = _thin(problem)
+    if not any(thin):
+        return problem
+    size = tuple(m if t else n for n, m, t in zip(problem.size, problem.output, thin, strict=True))
+    stride = tuple(1 if t else s for s, t in zip(problem.stride, thin, strict=True))
+    padding = tuple((0, 0) if t else pair for pair, t in zip(problem.padding, thin, strict=True))
+    return dataclasses.replace(problem, size=size, stride=stride, padding=padding)
 
 
-def _places(problem: ConvProblem) -> int:
-    channels = max(1, problem.in_channels * math.prod(problem.stride), problem.out_channels)
-    return max(64, int(_BLOCK_BYTES / (working_dtype(problem.dtype).itemsize * channels * _waste(problem))))
+def _thin(problem: ConvProblem) -> list[bool]:
+    """The dimensions in which most places are read by no window."""
+    places = zip(problem.kernel, problem.stride, problem.padding, strict=True)
+    return [r == 1 and s > 1 and before == 0 for r, s, (before, _) in places]
 
 
-def _waste(problem: ConvProblem) -> float:
-    """How many places are computed for each that is wanted: those between the ends of rows and the next rows."""
-    shape = tuple(max(n, 1) for n in problem.output)
-    widths = [f / s for f, s in zip(footprint(problem, shape), problem.stride, strict=True)]
-    return math.prod(max(w / n, 1) for w, n in zip(widths[1:], shape[1:], strict=True))
+# Register tiles.
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """What the kernel is called with for blocks of one shape: where each pair of channel and tap looks."""
+class Tile:
+    """A register tile: rows of places times vectors of output channels; and what it costs to sum all places by it."""
 
-    pitches: tuple[int, ...]
-    offsets: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
-    places: int
+    cost: float
+    down: int
+    across: int
+    vectors: int
 
 
-class DirectPrepared(Blockwise):
-    """Weights as (groups, blocks of rows, pairs of channel and tap, rows)."""
+@functools.lru_cache(maxsize=4096)
+def _best_tile(counts: tuple[int, ...], outputs: int, terms: int, lanes: int, vectors: int | None) -> Tile:
+    """The tile that wastes least on places of these counts, in vectors that are multiplied.
+
+    Sums, the vectors of weights and one number of x must fit the registers together. Few sums wait for each other; each
+    tile has to be begun and stored.
+    """
+    rows, columns = (1, 1, *counts)[-2:]
+    others = math.prod(counts[:-2])
+    registers, wide = host().registers, -(-outputs // lanes)
+    tiles = []
+    for v in [vectors] if vectors else range(1, min(wide, 6) + 1):
+        most = max(1, (registers - 1) // v - 1)
+        across = -(-columns // -(-columns // most))
+        down = 1
+        if across == columns and rows > 1:
+            down = max(1, most // columns)
+            down = -(-rows // -(-rows // down))
+        for height in {1, down}:
+            places = height * across
+            number = others * -(-rows // height) * -(-columns // across) * -(-wide // v)
+            cost = number * (max(places * v, places + v, 8) * terms + 2 * places * v + 30)
+            tiles.append(Tile(cost, height, across, v))
+    return min(tiles, key=lambda tile: (tile.cost, tile.down * tile.across))
+
+
+def _tile(problem: ConvProblem) -> Tile:
+    """The tile for all places of a problem, as if they lay in one image."""
+    counts = tuple(n for n in problem.output if n > 1)
+    if problem.taps == 1:
+        counts = (math.prod(counts),)
+    lanes = host().lanes(working_dtype(problem.dtype).name)
+    tile = _best_tile(counts, problem.group_out, problem.group_in * problem.taps, lanes, None)
+    return dataclasses.replace(tile, cost=tile.cost * problem.batch * problem.groups)
+
+
+def _crowded(pitch: int, places: int) -> bool:
+    """Whether so many lines, so many bytes apart, fall into the same few sets of the first cache."""
+    return places * math.gcd(pitch, _WAY_BYTES) > _WAYS * _WAY_BYTES
+
+
+def _chunk(taps: int, channels: int, terms: int) -> tuple[int, int]:
+    """How many taps and channels are summed in registers: at most so many terms, in chunks of about one size."""
+    if channels > terms:
+        return 1, -(-channels // -(-channels // terms))
+    most = min(taps, terms // channels)
+    return -(-taps // -(-taps // most)), channels
+
+
+class DirectPrepared:
+    """Weights as (groups, blocks of output channels, taps, channels, vectors * lanes)."""
 
     def __init__(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> None:
-        self.rows, vectors = tile(problem)
-        self.blocks = -(-problem.group_out // self.rows)
-        dtype = working_dtype(problem.dtype).name
-        self.kernel = compiled(direct, dtype=dtype, rows=self.rows, vectors=vectors)
-        self.shapes: dict[tuple[Any, ...], _Shape] = {}
-        super().__init__(problem, operand, bias, places=_places(problem), parallel=True)
+        self.problem = p = _thinned(problem)
+        steps = (s if thin else 1 for s, thin in zip(problem.stride, _thin(problem), strict=True))
+        self.seen = last_axes(slice(None, None, step) for step in steps)
+        self.dtype: np.dtype[Any] = working_dtype(p.dtype)
+        self.lanes = host().lanes(self.dtype.name)
+        self.tile = _tile(p)
+        self.width = self.tile.vectors * self.lanes  # of a block of output channels
+        self.blocks = -(-p.group_out // self.width)
+        # Where few channels lie side by side, what is summed in one run is a row of the kernel.
+        self.joined = p.groups == 1 and p.dilation[-1] == 1 and p.kernel[-1] > 1 and p.in_channels <= _WIDEST_RUN
+        self.taps = p.kernel[:-1] if self.joined else p.kernel
+        self.run_length = p.taps * p.group_in // math.prod(self.taps)
+        self.chunk = _chunk(math.prod(self.taps), self.run_length, CHUNK[self.dtype.name])
+        self.weight = self._packed(operand)
+        # Weights that the cache does not hold are asked for ahead of their use, and used for as many tiles as possible.
+        streamed = self.weight.nbytes > Machine().cache // 2
+        self.ahead = 1 if streamed else 0
+        self.band = Machine().cache * (2 if streamed else 1) // 2
+        self.bias = np.zeros((p.groups, self.blocks * self.width), self.dtype)
+        if bias is not None:
+            self.bias[:, : p.group_out] = bias.reshape(p.groups, p.group_out)
+        self.operands = (self.weight.ctypes.data, self.bias.ctypes.data)
+        self._plans: dict[tuple[Any, ...], list[_Part]] = {}
 
-    def pack(self, w: Array) -> Array:
-        """(K, C / groups, *R) to (groups, blocks, pairs, rows), with zeros behind the last channel."""
+    def _packed(self, operand: Array) -> Array:
         p = self.problem
-        packed = np.zeros((p.groups, self.blocks * self.rows, p.group_in * p.taps), self.dtype)
-        packed[:, : p.group_out] = w.reshape(p.groups, p.group_out, p.group_in * p.taps)
-        split = packed.reshape(p.groups, self.blocks, self.rows, p.group_in * p.taps)
-        return np.ascontiguousarray(split.swapaxes(2, 3))
+        packed = np.zeros((p.groups, self.blocks, p.taps, p.group_in, self.width), self.dtype)
+        given = operand.astype(self.dtype, copy=False).reshape(p.groups, p.group_out, p.group_in, p.taps)
+        for group, block in np.ndindex(p.groups, self.blocks):
+            some = given[group, block * self.width : (block + 1) * self.width]
+            assign(packed[group, block, :, :, : len(some)], some.transpose(2, 1, 0))
+        return packed
 
-    def forward_block(self, foot: Array, part: Block) -> Array:
-        """Let the kernel compute the block, image after image."""
+    def run(self, source: Array, out: Array, threads: int) -> None:
+        """Compute into ``out``; see `Prepared.run`."""
+        key = (source.strides, out.strides, source.dtype, source.flags.aligned, out.flags.aligned, threads)
+        parts = self._plans.get(key)
+        if parts is None:
+            if len(self._plans) > 20:  # of ever other memory orders
+                self._plans.clear()
+            parts = self._plans[key] = list(self._parts(source, out, threads))
+        if len(parts) == 1 and parts[0].by_kernels_alone and threads == 1:
+            parts[0].run(source, out, 1)
+            return
+        for part in parts:
+            if len(part.shares) > 1:
+                part.run(source, out, threads)
+        run.for_each(lambda part: part.run(source, out, 1), [p for p in parts if len(p.shares) == 1], threads)
+
+    def _parts(self, source: Array, out: Array, threads: int) -> Iterator[_Part]:
+        """What there is to do for arrays of these strides, by at most so many threads."""
         p = self.problem
-        planes = self._planes(foot, part)
-        key = (planes.shape, planes.strides, part.shape)
-        shape = self.shapes.get(key)
-        if shape is None:
-            if len(self.shapes) > 100:  # of ever other memory orders of x
-                self.shapes.clear()
-            shape = self.shapes[key] = self._shape(planes, part)
-        sums = np.empty((len(foot), p.groups, self.blocks * self.rows, shape.places), self.dtype)
-        for image, result in zip(planes, sums, strict=True):
-            self.kernel(
-                image.ctypes.data,
-                self.weight.ctypes.data,
-                result.ctypes.data,
-                shape.offsets.ctypes.data,
-                shape.sizes.ctypes.data,
-            )
-        # Without the places between rows, and without the channels of zeros.
+        x, y = (
+            self._pitches(channels_first(p, source)[self.seen], p.size),
+            self._pitches(channels_first(p, out), p.output),
+        )
+        inner = _interior(p, self.tile.across)
+        whole, places = math.prod(p.output), math.prod(b - a for a, b in inner)
+        large = p.batch * math.prod(p.size) * p.in_channels * self.dtype.itemsize > _SMALL_BYTES
+        bytes_of_place = self.dtype.itemsize * max(p.in_channels * math.prod(p.stride), 0 if y else p.out_channels)
+        most = max(1, _PART_BYTES // bytes_of_place)
+        if x is not None and self._within_reach(x) and (places == whole or (large and 2 * places > whole)):
+            start, shape = tuple(a for a, _ in inner), tuple(b - a for a, b in inner)
+            if y is None:
+                interior = list(_pieces(start, shape, most))
+            else:
+                interior = [(start, shape)]
+            shares = 1 if len(interior) >= threads else threads
+            every = slice(0, p.batch)
+            for first, size in interior:
+                yield _Part(self, box(p, every, first, size, gapless=True), x, y, True, shares)
+            for image, (first, size) in itertools.product(range(p.batch), _border(p.output, inner, most)):
+                yield _Part(self, box(p, slice(image, image + 1), first, size), x, y, False, 1)
+        else:
+            if p.batch * whole >= 8 * threads * self.tile.down * self.tile.across:
+                most = min(most, -(-p.batch * whole // threads))
+            blocks = list(cut(p, most))
+            for block in blocks:
+                yield _Part(self, block, x, y, False, 1 if len(blocks) >= threads else threads)
+
+    def _pitches(self, a: Array, counts: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Pitches, in elements, of images and places of an array (n, channels, *places), if a kernel can work there."""
         size = self.dtype.itemsize
-        steps = (*sums.strides[:3], *(pitch * size for pitch in shape.pitches))
-        y = as_strided(sums, (len(foot), p.groups, p.group_out, *part.shape), steps)
-        return y.reshape(len(foot), p.out_channels, *part.shape)
+        if a.dtype != self.dtype or not a.flags.aligned or any(stride % size for stride in a.strides):
+            return None
+        if a.strides[1] != size and a.shape[1] > 1:
+            return None
+        return tuple(
+            stride // size if n > 1 else 0
+            for n, stride in zip((a.shape[0], *counts), (a.strides[0], *a.strides[2:]), strict=True)
+        )
 
-    def _planes(self, foot: Array, part: Block) -> Array:
-        """The footprint as (n, C, *phases, *places): with a stride, each phase of it is a plane of its own."""
+    def _within_reach(self, x: tuple[int, ...]) -> bool:
+        """Whether the places of x lie in memory as the kernel wants them."""
         p = self.problem
-        if set(p.stride) == {1}:
-            dense = foot[0, 0].flags.c_contiguous and foot.flags.aligned and foot.strides[1] % foot.itemsize == 0
-            return foot if dense else np.ascontiguousarray(foot)
-        places = tuple(-(-n // s) for n, s in zip(part.foot_shape, p.stride, strict=True))
-        planes = np.zeros((len(foot), p.in_channels, *p.stride, *places), self.dtype)
-        for phase in np.ndindex(p.stride):
-            shown = foot[last_axes(slice(f, None, s) for f, s in zip(phase, p.stride, strict=True))]
-            planes[last_axes((*phase, *(slice(0, n) for n in shown.shape[2:])))] = shown
-        return planes
+        if p.size[-1] == 1:
+            return not self.joined
+        if _crowded(x[-1] * p.stride[-1] * self.dtype.itemsize, self.tile.across):
+            return False
+        return x[-1] == p.in_channels if self.joined else 0 < x[-1] <= 8 * p.in_channels
 
-    def _shape(self, planes: Array, part: Block) -> _Shape:
-        p, size = self.problem, self.dtype.itemsize
-        steps = [stride // size for stride in planes.strides]
-        pitches = tuple(steps[-p.spatial :])
-        offsets = np.zeros((p.group_in, *p.kernel), np.int64)
-        offsets += (np.arange(p.group_in) * steps[1]).reshape(-1, *[1] * p.spatial)
-        strided = planes.ndim > 2 + p.spatial
-        for dim, (r, s, d) in enumerate(zip(p.kernel, p.stride, part.spacing, strict=True)):
-            tap = np.arange(r) * d
-            look = tap // s * pitches[dim] + (tap % s * steps[2 + dim] if strided else 0)
-            offsets += look.reshape(-1, *[1] * (p.spatial - 1 - dim))
-        places = sum((n - 1) * pitch for n, pitch in zip(part.shape, pitches, strict=True)) + 1
-        sizes = [p.groups, self.blocks, p.group_in * p.taps, places, p.group_in * steps[1]]
-        return _Shape(pitches, offsets.ravel(), np.array(sizes, np.int64), places)
+
+# Which outputs look over no border.
+
+
+def _interior(problem: ConvProblem, across: int) -> list[tuple[int, int]]:
+    """From which to which output windows lie inside x, in each dimension; in the last one, whole tiles."""
+    p, found = problem, []
+    for n, m, e, s, (before, _) in zip(p.size, p.output, p.extent, p.stride, p.padding, strict=True):
+        low = min(m, -(-max(before, 0) // s))
+        high = max(low, min(m, (n - e + before) // s + 1))
+        found.append((low, high))
+    low, high = found[-1]
+    if low > 0:
+        low = min(-(-low // across) * across, high)
+    if high < p.output[-1]:
+        high -= (high - low) % across
+    found[-1] = low, high
+    return found
+
+
+def _border(
+    output: tuple[int, ...], inner: Sequence[tuple[int, int]], most: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Boxes (start, shape) of at most so many places, where it can be, of all that lies around a box."""
+    for dim, (low, high) in enumerate(inner):
+        for first, last in ((0, low), (high, output[dim])):
+            start = (*(a for a, _ in inner[:dim]), first, *(0 for _ in output[dim + 1 :]))
+            shape = (*(b - a for a, b in inner[:dim]), last - first, *output[dim + 1 :])
+            yield from _pieces(start, shape, most)
+
+
+def _pieces(
+    start: tuple[int, ...], shape: tuple[int, ...], most: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """A box cut along its first dimensions into boxes (start, shape) of at most so many places."""
+    if math.prod(shape) <= most:
+        if 0 not in shape:
+            yield start, shape
+        return
+    rest = math.prod(shape[1:])
+    length = max(1, most // rest)
+    length = -(-shape[0] // -(-shape[0] // length))
+    for first in range(0, shape[0], length):
+        size = min(length, shape[0] - first)
+        if size * rest <= most or len(shape) == 1:
+            yield (start[0] + first, *start[1:]), (size, *shape[1:])
+        else:
+            for inner_start, inner_shape in _pieces(start[1:], shape[1:], most):
+                yield (start[0] + first, *inner_start), (size, *inner_shape)
+
+
+# A part of the problem, and everything that can be known before a call.
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of the places of a part: how many there are, and how far apart, in x and in y."""
+
+    count: int
+    x: int
+    y: int
+
+
+def _joined(axes: Iterable[_Axis]) -> list[_Axis]:
+    """The axes of more than one place; two that are one long axis both in x and in y are joined."""
+    found: list[_Axis] = []
+    for axis in axes:
+        if axis.count == 1:
+            continue
+        if found and (found[-1].x, found[-1].y) == (axis.count * axis.x, axis.count * axis.y):
+            found[-1] = _Axis(found[-1].count * axis.count, axis.x, axis.y)
+        else:
+            found.append(axis)
+    return found
+
+
+class _Part:
+    """A block of outputs: where its tiles begin, and how its footprint is put together.
+
+    Parameters
+    ----------
+    x, y : tuple of int, or None
+        Pitches of the given arrays, if a kernel can read, and write, there.
+    in_place : bool
+        Whether the tiles read x where it is, or a copy.
+    threads : int
+        That share the work.
+    """
+
+    def __init__(
+        self,
+        prepared: DirectPrepared,
+        block: Block,
+        x: tuple[int, ...] | None,
+        y: tuple[int, ...] | None,
+        in_place: bool,
+        threads: int,
+    ) -> None:
+        p, size = prepared.problem, prepared.dtype.itemsize
+        self.prepared, self.block, self.in_place = prepared, block, in_place
+        self.writes_in_place = y is not None
+        self.images = block.images.stop - block.images.start
+        self.gather: _Gather | None = None
+        self.foot_pixel = self.foot = self.result = 0  # the last two in elements: of the copies
+        self.x_start = self.y_start = 0  # in bytes
+        if in_place:
+            assert x is not None
+            x_pitches = x
+            self.x_start = size * _position((block.images.start, *block.foot_start), x)
+        else:
+            self.foot_pixel = p.in_channels
+            if not prepared.joined and _crowded(p.in_channels * p.stride[-1] * size, prepared.tile.across):
+                self.foot_pixel += prepared.lanes
+            x_pitches = _dense((self.images, *block.foot_shape), self.foot_pixel)
+            self.foot = self.images * x_pitches[0]
+            if x is not None:
+                self.gather = _Gather(prepared, block, x, self.foot_pixel)
+        if y is None:
+            y_pitches = _dense((self.images, *block.shape), p.out_channels)
+            self.result = self.images * y_pitches[0]
+        else:
+            y_pitches = y
+            self.y_start = size * _position((block.images.start, *block.start), y)
+        self.by_kernels_alone = y is not None and (in_place or self.gather is not None)
+
+        steps = (x_pitches[0], *(s * pitch for s, pitch in zip(p.stride, x_pitches[1:], strict=True)))
+        counts = (self.images, *block.shape)
+        axes = _joined(_Axis(*axis) for axis in zip(counts, steps, y_pitches, strict=True))
+        terms = p.group_in * p.taps
+        counts = tuple(axis.count for axis in axes)
+        tile = _best_tile(counts, p.group_out, terms, prepared.lanes, prepared.tile.vectors)
+        axes = [_Axis(1, 0, 0)] * (2 - len(axes)) + axes
+        lengths = (*(1 for _ in axes[2:]), tile.down, tile.across)
+        self.x_tiles = _corners([(a.count, a.x) for a in axes], lengths)
+        self.y_tiles = _corners([(a.count, a.y) for a in axes], lengths)
+        self.offsets = _offsets(prepared.taps, block.spacing, x_pitches[1:])
+        self.kernel = compiled(
+            direct,
+            dtype=prepared.dtype.name,
+            step=axes[-1].x if tile.across > 1 else 0,
+            row=axes[-2].x if tile.down > 1 else 0,
+            down=tile.down,
+            across=tile.across,
+            vectors=tile.vectors,
+            ahead=prepared.ahead,
+        )
+        place = size * (p.in_channels * math.prod(p.stride) + p.out_channels)
+        together = max(4, prepared.band // (place * tile.down * tile.across))
+        rest = [
+            p.group_out,
+            len(self.offsets),
+            prepared.run_length,
+            *prepared.chunk,
+            p.group_in,
+            axes[-2].y,
+            axes[-1].y,
+        ]
+        self.shares = []
+        for tiles, blocks in _shared(len(self.x_tiles), prepared.blocks, threads):
+            span = [tiles.start, tiles.stop, together, p.groups, blocks.start, blocks.stop, prepared.blocks]
+            self.shares.append(np.array([*span, *rest], np.int64))
+        tables = [a.ctypes.data for a in (self.offsets, self.x_tiles, self.y_tiles)]
+        self.calls = [(*tables, sizes.ctypes.data) for sizes in self.shares]
+
+    def run(self, source: Array, out: Array, threads: int) -> None:
+        """Compute this part of ``out``."""
+        x, y = source.ctypes.data + self.x_start, out.ctypes.data + self.y_start
+        if not self.in_place or not self.writes_in_place:
+            foot, result = run.workspace("direct", self.foot, self.result, dtype=self.prepared.dtype)
+            if not self.in_place:
+                if self.gather is not None:
+                    self.gather(x, foot)
+                else:
+                    self._fill(source, foot)
+                x = foot.ctypes.data
+            if not self.writes_in_place:
+                y = result.ctypes.data
+        weight, bias = self.prepared.operands
+        if len(self.calls) == 1:
+            self.kernel(x, weight, bias, y, *self.calls[0])
+        else:
+            run.for_each(lambda call: self.kernel(x, weight, bias, y, *call), self.calls, threads)
+        if not self.writes_in_place:
+            p = self.prepared.problem
+            whole = result.reshape(self.images, *self.block.shape, p.out_channels)
+            assign(channels_first(p, out)[self.block.outputs], np.moveaxis(whole, -1, 1))
+
+    def _fill(self, source: Array, foot: Array) -> None:
+        """Copy the footprint out of an array of any kind."""
+        p = self.prepared.problem
+        x = channels_first(p, source)[self.prepared.seen][self.block.images]
+        pixels = foot.reshape(self.images, *self.block.foot_shape, self.foot_pixel)[..., : p.in_channels]
+        fill_footprint(p, x, self.block, np.moveaxis(pixels, -1, 1))
+
+
+def _dense(shape: tuple[int, ...], pixel: int) -> tuple[int, ...]:
+    """Pitches of an array of places without gaps."""
+    return tuple(pixel * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _position(index: Sequence[int], pitches: Sequence[int]) -> int:
+    return sum(i * pitch for i, pitch in zip(index, pitches, strict=True))
+
+
+def _corners(axes: list[tuple[int, int]], lengths: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Where tiles of these lengths begin, row after row; the last of each axis ends where the axis ends."""
+    corners = np.zeros(1, np.int64)
+    for (count, pitch), length in zip(axes, lengths, strict=True):
+        starts = np.minimum(np.arange(-(-count // length), dtype=np.int64) * length, count - length)
+        corners = (corners[:, None] + starts * pitch).ravel()
+    return corners
+
+
+def _offsets(taps: tuple[int, ...], spacing: tuple[int, ...], pitches: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """How far away each tap looks."""
+    offsets = np.zeros(1, np.int64)
+    for count, apart, pitch in zip(taps, spacing, pitches, strict=False):
+        offsets = (offsets[:, None] + np.arange(count, dtype=np.int64) * apart * pitch).ravel()
+    return offsets
+
+
+def _shared(tiles: int, blocks: int, threads: int) -> list[tuple[range, range]]:
+    """Ranges of tiles and of blocks of output channels for so many threads: tiles, unless there are few of them."""
+    number, by_tiles = (tiles, True) if tiles >= 8 * threads or tiles >= blocks else (blocks, False)
+    cuts = [number * i // min(threads, number) for i in range(min(threads, number) + 1)]
+    pieces = [range(a, b) for a, b in itertools.pairwise(cuts)]
+    return [(piece, range(blocks)) if by_tiles else (range(tiles), piece) for piece in pieces]
+
+
+class _Gather:
+    """A footprint as rows of runs of x: places side by side in both, and gaps that show what lies outside."""
+
+    def __init__(self, prepared: DirectPrepared, block: Block, x: tuple[int, ...], pixel: int) -> None:
+        p = prepared.problem
+        rows = np.arange(block.images.start, block.images.stop, dtype=np.int64) * x[0]
+        nowhere = np.zeros(len(rows), bool)
+        for dim in range(p.spatial - 1):
+            places = shown(p, block, dim)
+            rows = (rows[:, None] + places * x[1 + dim]).ravel()
+            nowhere = (nowhere[:, None] | (places < 0)).ravel()
+        self.rows = np.where(nowhere, NOWHERE, rows)
+        places = shown(p, block, p.spatial - 1)
+        before = np.concatenate([[-2], places[:-1]])
+        dense = pixel == p.in_channels == x[-1]
+        follows = np.where(places < 0, before == -1, dense & (places == before + 1) & (before >= 0))
+        starts = np.flatnonzero(~follows)
+        lengths = np.diff(starts, append=len(places))
+        there = places[starts] >= 0
+        numbers = lengths * pixel if dense else np.full(len(starts), p.in_channels)
+        runs = np.stack([places[starts] * x[-1], starts * pixel, numbers], 1)[there]
+        gaps = np.stack([starts * pixel, lengths * pixel], 1)[~there]
+        self.runs, self.gaps = np.ascontiguousarray(runs, np.int64), np.ascontiguousarray(gaps, np.int64)
+        self.sizes = np.array([len(self.rows), len(self.runs), len(self.gaps), len(places) * pixel], np.int64)
+        self.outside = np.array([0 if isinstance(p.boundary, str) else p.boundary], prepared.dtype)
+        self.kernel = compiled(gather, dtype=prepared.dtype.name)
+        tables = (self.outside, self.rows, self.runs, self.gaps, self.sizes)
+        self.addresses = tuple(table.ctypes.data for table in tables)
+
+    def __call__(self, x: int, foot: Array) -> None:
+        """Put it together from the array at this address."""
+        self.kernel(x, foot.ctypes.data, *self.addresses)

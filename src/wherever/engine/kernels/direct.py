@@ -1,58 +1,104 @@
-"""Direct summation over a register tile: some output channels times some vectors of neighbouring places."""
+"""Direct summation over a register tile: some places times some vectors of output channels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from wherever.engine.kernels.compile import Target
-from wherever.engine.kernels.vector import Int, Kernel, Mask
+from wherever.engine.kernels.vector import Array, Condition, Int, Kernel, Mask, Variables
 
-CHUNK = {"float32": 512, "float64": 256}  # pairs of channel and tap that are summed in registers
+CHUNK = {"float32": 512, "float64": 256}  # terms that are summed in registers
 
 
-def direct(target: Target, *, dtype: str, rows: int, vectors: int) -> Kernel:
-    """Write y[g, k, i] = sum over j of w[g, k, j] x[g, offset[j] + i], for i below ``places``.
+def direct(
+    target: Target, *, dtype: str, step: int, row: int, down: int, across: int, vectors: int, ahead: int
+) -> Kernel:
+    """Write y[i, k] = bias[k] + sum over taps t and channels c of w[k, t, c] x[i, offset[t] + c].
 
-    Every convolution of stride 1 is of this form: the image is one long row of places, j numbers the pairs of input
-    channel and tap, and offset[j] says how far from place i the pair looks. (What it computes at the end of each
-    image row, where windows run over into the next, is not used.)
+    Lanes are output channels: each number of x meets ``vectors`` vectors of weights, each vector of weights all the
+    places of a tile. Where a tile begins in x and in y, and how far away each tap looks, is told by tables, so that
+    the kernel knows nothing of images, borders, strides, dilation and dimensions: a tap is whatever run of neighbouring
+    numbers is summed, be it the channels of one place or a row of a kernel with all its channels.
 
-    ``rows`` output channels at a time are computed for ``vectors`` vectors of places; the weights are laid out as
-    (groups, K / rows, j, rows), padded with zeros to whole blocks of rows. Sums are taken over CHUNK pairs at a time,
-    then added up: the weights of a chunk stay in the first cache, and rounding errors grow with the length of a chunk
-    instead of that of the whole sum.
+    Sums are taken over CHUNK terms at a time, then added up: rounding errors grow with the length of a chunk instead of
+    that of the whole sum.
+
+    Parameters
+    ----------
+    step, row
+        Numbers of x from one place of a tile to the next, and from one row of a tile to the next.
+    down, across, vectors
+        Register tile: rows of places times vectors of output channels. Sums, weights, and one number of x must fit
+        the registers together.
+    ahead
+        Cache lines of the next block's weights that each step of a sum asks for: where the cache does not hold all.
+
+    The arrays: x; w (group, block of output channels, tap, channel, vectors * lanes) with zeros behind the last output
+    channel; bias (group, blocks * vectors * lanes); y; tables offsets, x_tiles, y_tiles.
+    The sizes: first and last tile, and how many of them are summed with one block of weights before the next; number of
+    groups; first and last block, and number of blocks of a group; output channels of a group; number of taps and of
+    channels; how many taps and channels make a chunk; numbers of x from one group to the next; pitches of y.
     """
     lanes = target.lanes(dtype)
-    sizes = ["groups", "blocks", "pairs", "places", "x_group"]
-    kernel = Kernel("direct", dtype, lanes, ["x", "w", "y", "offsets"], sizes)
-    groups, blocks, pairs, places, x_group = (kernel.size(name) for name in sizes)
-    x = kernel.array("x", x_group, 1)
-    w = kernel.array("w", blocks * pairs * rows, pairs * rows, rows, 1)
-    y = kernel.array("y", blocks * places * rows, places * rows, places, 1)
+    width = vectors * lanes
+    sizes = ["tile", "tiles", "together", "groups", "first", "last", "blocks", "outputs", "taps", "channels"]
+    sizes += ["chunk_taps", "chunk_channels", "x_group", "y_row", "y_place"]
+    kernel = Kernel("direct", dtype, lanes, ["x", "w", "bias", "y", "offsets", "x_tiles", "y_tiles"], sizes)
+    size = kernel.size
+    blocks, outputs, taps, channels = (size(name) for name in ("blocks", "outputs", "taps", "channels"))
+    x, y = kernel.array("x", row, step, 1), kernel.array("y", size("y_row"), size("y_place"), 1)
+    w = kernel.array("w", blocks * taps * channels * width, taps * channels * width, channels * width, width, 1)
+    bias = kernel.array("bias", blocks * width, 1)
     offset = kernel.table("offsets")
+    places = [(i, j) for i in range(down) for j in range(across)]
 
-    def tile(g: Int, block: Int, first: Int, i: Int, width: int, mask: Mask | None = None) -> None:
-        """Add the pairs of a chunk to the outputs of a block of rows at ``width`` vectors of places from i on."""
-        sums = kernel.variables(rows, width)
-        image, weights = x[g], w[g, block]
-        with kernel.loop(first, kernel.minimum(first + CHUNK[dtype], pairs)) as j:
-            window = offset[j] + i
-            seen = [image[window + v * lanes].load(mask) for v in range(width)]
-            for k in range(rows):
-                weight = weights[j, k].splat()
-                for v in range(width):
-                    sums[k, v] = kernel.fma(weight, seen[v], sums[k, v])
-        outputs = [(y[g, block, k, i + v * lanes], sums[k, v]) for k in range(rows) for v in range(width)]
-        with kernel.either(first.equals(0)) as (then, otherwise):
+    def tile(number: Int, g: Int, block: Int, prefetched: int) -> None:
+        """All sums of a tile with one block of weights."""
+        image = x.moved(kernel.table("x_tiles")[number] + g * size("x_group"))
+        result = y.moved(kernel.table("y_tiles")[number] + (g * outputs + block * width))
+        panel, added = w[g, block], bias[g].moved(block * width)
+        with kernel.loop(0, taps, size("chunk_taps")) as t, kernel.loop(0, channels, size("chunk_channels")) as c:
+            sums = kernel.variables(down, across, vectors)
+            with kernel.loop(t, kernel.minimum(t + size("chunk_taps"), taps)) as tap:
+                window, weights = image.moved(offset[tap]), panel[tap]
+                with kernel.loop(c, kernel.minimum(c + size("chunk_channels"), channels)) as channel:
+                    given = [weights[channel, v * lanes].load() for v in range(vectors)]
+                    for line in range(prefetched):
+                        weights.moved(taps * channels * width)[channel, line * lanes].prefetch(2)
+                    for i, j in places:
+                        value = window[i, j, channel].splat()
+                        for v in range(vectors):
+                            sums[i, j, v] = kernel.fma(value, given[v], sums[i, j, v])
+            begun = t.equals(0) & c.equals(0)
+            with kernel.either(outputs - block * width < width) as (then, otherwise):
+                with then:
+                    masks = [kernel.mask(outputs - block * width - v * lanes) for v in range(vectors)]
+                    add(sums, result, added, begun, masks)
+                with otherwise:
+                    add(sums, result, added, begun, [None] * vectors)
+
+    def add(sums: Variables, result: Array, added: Array, begun: Condition, masks: Sequence[Mask | None]) -> None:
+        """Put the first chunk's sums to the bias, any other's to what is there."""
+        with kernel.either(begun) as (then, otherwise):
             with then:
-                for place, total in outputs:
-                    place.store(total, mask)
+                biases = [added[v * lanes].load() for v in range(vectors)]
+                for i, j in places:
+                    for v, mask in enumerate(masks):
+                        result[i, j, v * lanes].store(sums[i, j, v] + biases[v], mask)
             with otherwise:
-                for place, total in outputs:
-                    place.store(place.load(mask) + total, mask)
+                for i, j in places:
+                    for v, mask in enumerate(masks):
+                        place = result[i, j, v * lanes]
+                        place.store(sums[i, j, v] + place.load(mask), mask)
 
-    with kernel.loop(groups) as g, kernel.loop(blocks) as block, kernel.loop(0, pairs, CHUNK[dtype]) as first:
-        whole = places // (vectors * lanes) * (vectors * lanes)
-        with kernel.loop(0, whole, vectors * lanes) as i:
-            tile(g, block, first, i, vectors)
-        with kernel.loop(whole, places, lanes) as i:
-            tile(g, block, first, i, 1, kernel.mask(places - i))
+    with kernel.loop(size("tile"), size("tiles"), size("together")) as start:
+        stop = kernel.minimum(start + size("together"), size("tiles"))
+        with kernel.loop(size("groups")) as g, kernel.loop(size("first"), size("last")) as block:
+            some: Int | int = start
+            if ahead:
+                some = kernel.minimum(start + vectors // ahead, stop)
+                with kernel.loop(start, some) as number:
+                    tile(number, g, block, ahead)
+            with kernel.loop(some, stop) as number:
+                tile(number, g, block, 0)
     return kernel
