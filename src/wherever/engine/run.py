@@ -83,6 +83,12 @@ def workspace(purpose: str, *counts: int, dtype: np.dtype[Any]) -> list[Array]:
     return found
 
 
+def fresh(count: int, dtype: np.dtype[Any]) -> Array:
+    """Return a flat array of so many numbers, in memory of its own, zero at first: huge pages, if it fills some."""
+    size = count * dtype.itemsize
+    return np.zeros(count, dtype) if size < _HUGE else _fresh(size)[:size].view(dtype)
+
+
 def _fresh(size: int) -> npt.NDArray[np.uint8]:
     size = -(-(size + 64) // _HUGE) * _HUGE
     pages = mmap.mmap(-1, size + _HUGE)

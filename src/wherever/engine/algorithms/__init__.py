@@ -3,6 +3,7 @@
 from wherever.engine.algorithms.depthwise_gradient import DepthwiseGradient
 from wherever.engine.algorithms.direct import Direct
 from wherever.engine.algorithms.exact import ExactIntegers
+from wherever.engine.algorithms.fourier_channels import FourierChannels
 from wherever.engine.algorithms.im2col import Im2col
 from wherever.engine.algorithms.overlap_save import OverlapSave
 from wherever.engine.algorithms.phases import Phases
@@ -21,6 +22,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Winograd(),
     Filter(),
     Depthwise(),
+    FourierChannels(),
     Phases("phases", (*_DIRECT, Winograd())),
     Phases("phases_directly", _DIRECT),
     Outer(),
@@ -39,6 +41,7 @@ __all__ = [
     "Direct",
     "ExactIntegers",
     "Filter",
+    "FourierChannels",
     "Im2col",
     "Outer",
     "OverlapSave",

@@ -1,0 +1,589 @@
+"""Fourier transforms of small tiles of many channels, by generated kernels, and matrix products at each frequency."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wherever.engine import run
+from wherever.engine.algorithms.blockwise import channels_first, per_channel, store
+from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
+from wherever.engine.algorithms.im2col import Im2colPrepared
+from wherever.engine.algorithms.overlap_save import transform_length
+from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.blocks import Block, fill_footprint, gather, grid, runs
+from wherever.engine.copies import assign
+from wherever.engine.kernels.compile import Compiled, compiled, host, unavailable
+from wherever.engine.kernels.fourier_channels import (
+    OUTSIDE,
+    fourier_depthwise,
+    fourier_forward,
+    fourier_inverse,
+    fourier_product,
+    fourier_weights,
+    mirrored,
+    passes,
+    roots,
+    tile_numbers,
+    tile_pitches,
+)
+from wherever.engine.kernels.vector import Kernel
+from wherever.engine.machine import Machine, working_dtype
+from wherever.problem import Array, ConvProblem
+
+_LENGTHS = (4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 30, 32, 36, 40, 48, 56, 64, 80, 96, 128, 192, 256, 512)
+_MOST_PLACES = 4096  # of a tile: its workspace stays in the second cache
+_SPECTRA_BYTES = 16 << 20  # of the tiles of a part, transformed, and of their products
+_PART_BYTES = 4 << 20  # of the input of a part
+_WEIGHT_BYTES = 64 << 20  # that the kernel's spectrum may take, or as much as 16 times the kernel
+_SHARES = 4  # of the work of a part, for each thread
+# How much longer a pass over a tile takes than one of Winograd's transforms: into and out of spectra whose frequencies
+# lie far apart, and within one kernel.
+_DENSE_PASS, _DEPTHWISE_PASS = 4.0, 1.6
+
+
+class FourierChannels:
+    """The convolution theorem on small tiles: y = F^-1[conj F[w] F[x]] where nothing wraps around.
+
+    Two tiles are transformed as one of complex numbers. At each frequency the channels are summed by a product of
+    complex matrices; where every channel has a kernel of its own, transform, product and transform back are one kernel.
+    A part with a number that is not finite is summed directly.
+    """
+
+    name = "fourier_channels"
+    sums_directly = False
+
+    def refuses(self, problem: ConvProblem) -> str | None:
+        """Strides, kernels of one place or too long for the tiles, what is not a real floating-point number."""
+        refusal = unavailable() or refuses_direction(problem)
+        if refusal is not None:
+            return refusal
+        if set(problem.stride) != {1}:
+            return "a transform computes every place; stride is 1 only"
+        if problem.taps == 1:
+            return "a kernel of one place needs no transform"
+        if problem.spatial > 3:
+            return f"transforms 1 to 3 dimensions, not {problem.spatial}"
+        if working_dtype(problem.dtype).char not in "fd":
+            return f"has kernels for float32 and float64, not {problem.dtype}"
+        forward = as_forward(problem)
+        if not forward.multiply_adds:
+            return "there is nothing to transform"
+        if not _tiles(forward):
+            return "the kernel spans more than its tiles, or its spectrum would take too much memory"
+        return None
+
+    def estimate(self, problem: ConvProblem, machine: Machine) -> float:
+        """The cost of the best tiles."""
+        return best_tiling(as_forward(problem), machine).seconds
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """Spectra of a part, its input and output where they are copied, and the kernel's spectrum."""
+        return best_tiling(as_forward(problem), Machine()).workspace
+
+    def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
+        """Transform the kernel."""
+        if problem.direction == "transpose" and not np.isfinite(operand).all():
+            # An infinite weight would meet the zeros outside, and they are not there.
+            return Im2colPrepared(problem, operand, bias)
+        return FourierChannelsPrepared(as_forward(problem), forward_weights(problem, operand), bias)
+
+
+def _depthwise(problem: ConvProblem) -> bool:
+    """Whether every channel has one kernel of its own."""
+    return problem.group_in == problem.group_out == 1
+
+
+def _tiles(problem: ConvProblem) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(lengths of the transforms, outputs of a tile) that are possible."""
+    options = [_axis_tiles(problem, dim) for dim in range(problem.spatial)]
+    kernel_bytes = math.prod(problem.w_shape) * working_dtype(problem.dtype).itemsize
+    most = max(_WEIGHT_BYTES, 16 * kernel_bytes) / (kernel_bytes / problem.taps)
+    found = []
+    for choice in itertools.product(*options):
+        lengths, shape = (tuple(pair[i] for pair in choice) for i in (0, 1))
+        if math.prod(lengths) <= min(_MOST_PLACES, most):
+            found.append((lengths, shape))
+    return found
+
+
+def _axis_tiles(problem: ConvProblem, dim: int) -> list[tuple[int, int]]:
+    """(length, outputs) along one dimension: pieces of it, and the whole, which may wrap into its zero border."""
+    if problem.kernel[dim] == 1:
+        return [(1, 1)]
+    whole, extent = problem.output[dim], problem.extent[dim]
+    found = []
+    for length in _LENGTHS:
+        if length >= transform_length(problem, dim, 0, whole):
+            found.append((length, whole))
+            break
+        if length >= extent:
+            found.append((length, length - extent + 1))
+    # Of tiles that are hardly longer than the kernel most is thrown away.
+    return [pair for pair in found if 8 * pair[1] >= pair[0]] or found[-1:]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles, and how they are worked on.
+
+    Attributes
+    ----------
+    lengths : tuple of int
+        Of the transforms in each dimension.
+    shape : tuple of int
+        Outputs of a tile in each dimension.
+    part : tuple of int
+        Outputs of a part, whose tiles are worked on together: in each dimension a multiple of the tile's.
+    images : int
+        That a part takes together.
+    rows, vectors : int
+        Register tile of the products: pairs of tiles times vectors of output channels.
+    seconds : float
+    workspace : int
+        Bytes.
+    """
+
+    lengths: tuple[int, ...]
+    shape: tuple[int, ...]
+    part: tuple[int, ...]
+    images: int
+    rows: int
+    vectors: int
+    seconds: float
+    workspace: int
+
+
+@functools.lru_cache(maxsize=512)
+def best_tiling(problem: ConvProblem, machine: Machine) -> Tiling:
+    """The cheapest tiles."""
+    tilings = (_tiling(problem, machine, lengths, shape) for lengths, shape in _tiles(problem))
+    return min(tilings, key=lambda tiling: tiling.seconds)
+
+
+def _tiling(problem: ConvProblem, machine: Machine, lengths: tuple[int, ...], shape: tuple[int, ...]) -> Tiling:
+    dtype = working_dtype(problem.dtype)
+    lanes, size = host().lanes(dtype.name), dtype.itemsize
+    places, depthwise = math.prod(lengths), _depthwise(problem)
+    along = [-(-n // m) for n, m in zip(problem.output, shape, strict=True)]
+    padded_in, padded_out = (-(-c // lanes) * lanes for c in (problem.in_channels, problem.out_channels))
+    pair_bytes = places * 2 * (padded_in + padded_out) * size
+
+    # A part: as many tiles as may be read, and transformed, at once; whole rows of tiles, as even as possible.
+    most = _PART_BYTES // (math.prod(shape) * padded_in * size)
+    if not depthwise:
+        most = min(most, 2 * _SPECTRA_BYTES // pair_bytes)
+    counts, most = list(along), max(1, most)
+    for dim in range(problem.spatial):
+        while counts[dim] > 1 and math.prod(counts) > most:
+            pieces = -(-along[dim] // counts[dim]) + 1
+            counts[dim] = min(counts[dim] - 1, -(-along[dim] // pieces))
+    images = max(1, min(problem.batch, most // math.prod(counts))) if counts == along else 1
+    parts = -(-problem.batch // images) * math.prod(-(-n // c) for n, c in zip(along, counts, strict=True))
+    tiles = images * math.prod(counts)
+    # Passes over complex numbers, each of two tiles or of two vectors of channels; reading and writing is one more.
+    every = places * (1 + sum(len(passes(n)) for n in lengths)) / machine.transforms
+    moved = 0.0
+    if problem.layout == "channels_first":
+        moved = 2 * parts * tiles * math.prod(shape) * (padded_in + padded_out) / machine.copy
+    rows, vectors, workspace, calls = 1, 1, 0, 30
+    if depthwise:
+        spectrum = places * 2 * padded_in
+        seconds = _DEPTHWISE_PASS * every * parts * tiles / 2 * (padded_in + padded_out)
+    else:
+        pairs = -(-tiles // 2)
+        rows, vectors = _register_tile(pairs, -(-problem.group_out // lanes))
+        width = vectors * lanes
+        filled = -(-problem.group_out // width) * width
+        spectrum = problem.groups * places * problem.group_in * filled
+        held = -(-pairs // rows) * rows
+        loads = max(1.0, (rows + vectors) / (rows * vectors))
+        sums = 4 * held * places * problem.groups * problem.group_in * filled * loads / machine.multiply_adds
+        seconds = parts * max(sums, spectrum / machine.stream)
+        seconds += _DENSE_PASS * every * parts * pairs * (padded_in + padded_out)
+        workspace = held * pair_bytes
+        calls = 40 + 5 * problem.groups
+    seconds = (seconds + moved) * size / 4 + parts * calls * machine.call
+    foot = images * math.prod(c * s + r for c, s, r in zip(counts, shape, problem.extent, strict=True))
+    outputs = images * math.prod(c * s for c, s in zip(counts, shape, strict=True))
+    workspace += (foot * padded_in + outputs * padded_out + spectrum) * size
+    part = tuple(c * s for c, s in zip(counts, shape, strict=True))
+    return Tiling(lengths, shape, part, images, rows, vectors, seconds, workspace)
+
+
+def _register_tile(pairs: int, blocks: int) -> tuple[int, int]:
+    """(pairs of tiles, vectors of output channels) of the products: what wastes least of both, and loads least."""
+    registers = host().registers
+    choices = []
+    for vectors in range(1, min(blocks, 4) + 1):
+        for rows in range(1, min(pairs, (registers - 2 - 2 * vectors) // (2 * vectors)) + 1):
+            waste = -(-pairs // rows) * rows / pairs * (-(-blocks // vectors) * vectors / blocks)
+            loads = (rows + vectors) / (2 * rows * vectors)  # for each multiply-add
+            choices.append((waste * max(1.0, loads + 0.5, 5 / (rows * vectors)), -rows * vectors, rows, vectors))
+    *_, rows, vectors = min(choices)
+    return rows, vectors
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Where the places of the tiles of a part lie in an array: for each tile, and of each dimension."""
+
+    tiles: npt.NDArray[np.int64]
+    places: tuple[npt.NDArray[np.int64], ...]
+
+    @property
+    def addresses(self) -> list[int]:
+        """In the order in which kernels take them."""
+        return [self.tiles.ctypes.data, *(table.ctypes.data for table in self.places)]
+
+
+class _Part:
+    """One part of the problem: a block of outputs, its tiles, and the places of x and y that they are of."""
+
+    def __init__(self, prepared: FourierChannelsPrepared, block: Block) -> None:
+        p, tiling = prepared.problem, prepared.tiling
+        self.problem, self.tiling, self.block = p, tiling, block
+        self.images = block.images.stop - block.images.start
+        self.counts = tuple(-(-n // m) for n, m in zip(block.shape, tiling.shape, strict=True))
+        self.tiles = self.images * math.prod(self.counts)
+        self._known: dict[tuple[str, tuple[int, ...]], _Tables] = {}
+
+    def in_source(self, steps: tuple[int, ...]) -> _Tables:
+        """Of x itself, with its boundary; from one image, and place of each dimension, to the next it is so far."""
+
+        def shown(dim: int) -> npt.NDArray[np.int64]:
+            p, block = self.problem, self.block
+            found = np.full(block.foot_shape[dim], -1)
+            for piece in runs(block.foot_start[dim], block.foot_shape[dim], p.size[dim], p.boundary):
+                # A slice that runs backwards to the first place ends in None.
+                found[piece.foot] = np.arange(p.size[dim])[piece.x]
+            return found
+
+        return self._tables("source", steps, self.block.images.start, shown)
+
+    def in_footprint(self, steps: tuple[int, ...]) -> _Tables:
+        """Of a copy of all that the part reads."""
+        return self._tables("footprint", steps, 0, lambda dim: np.arange(self.block.foot_shape[dim]))
+
+    def in_target(self, steps: tuple[int, ...]) -> _Tables:
+        """Of the part's outputs."""
+        return self._tables("target", steps, 0, lambda dim: np.arange(self.block.shape[dim]))
+
+    def _tables(
+        self, name: str, steps: tuple[int, ...], first: int, shown: Callable[[int], npt.NDArray[np.int64]]
+    ) -> _Tables:
+        """``shown`` gives of each place of the part, along a dimension, the index in the array, or -1."""
+        found = self._known.get((name, steps))
+        if found is None:
+            if len(self._known) > 10:  # arrays of ever other memory orders
+                self._known.clear()
+            found = self._known[name, steps] = self._written(name, steps, first, shown)
+        return found
+
+    def _written(
+        self, name: str, steps: tuple[int, ...], first: int, shown: Callable[[int], npt.NDArray[np.int64]]
+    ) -> _Tables:
+        p, tiling = self.problem, self.tiling
+        tiles = np.full((self.tiles + self.tiles % 2, 1 + p.spatial), OUTSIDE)
+        index = np.stack(np.unravel_index(np.arange(self.tiles), (self.images, *self.counts)), 1)
+        tiles[: len(index), 0] = (first + index[:, 0]) * steps[0]
+        tiles[:, 1:] = 0
+        tiles[: len(index), 1:] = index[:, 1:] * tiling.lengths
+        places = []
+        for dim, (count, n, m) in enumerate(zip(self.counts, tiling.lengths, tiling.shape, strict=True)):
+            one = shown(dim)
+            # A tile reads what its outputs see, and no further; it writes its outputs.
+            seen = m if name == "target" else min(n, m + p.extent[dim] - 1)
+            at = np.arange(count)[:, None] * m + np.arange(n)
+            inside = (np.arange(n) < seen) & (at < len(one))
+            there = one[np.where(inside, at, 0)]
+            places.append(np.where(inside & (there >= 0), there * steps[1 + dim], OUTSIDE).ravel())
+        return _Tables(tiles, tuple(places))
+
+
+class FourierChannelsPrepared:
+    """The spectrum of the kernel, (groups, f, block of output channels, input channel, part, vectors * lanes).
+
+    Where every channel has a kernel of its own it is (pair of vectors of channels, f, sum and difference, part, lanes).
+    """
+
+    def __init__(
+        self, problem: ConvProblem, operand: Array, bias: Array | None = None, tiling: Tiling | None = None
+    ) -> None:
+        self.problem = p = problem
+        self.operand, self.given_bias = operand, bias
+        self.dtype = working_dtype(p.dtype)
+        self.tiling = tiling = tiling or best_tiling(p, Machine())
+        self.lanes = lanes = host().lanes(self.dtype.name)
+        self.frequencies = math.prod(tiling.lengths)
+        self.depthwise = _depthwise(p)
+        self.roots = roots(tiling.lengths, self.dtype)
+        self.mirrored = mirrored(tiling.lengths)
+        steps = np.array(tile_pitches(tiling.lengths, lanes))
+        self.in_workspace = np.ascontiguousarray(np.stack(np.unravel_index(self.mirrored, tiling.lengths), -1) @ steps)
+        self.width = tiling.vectors * lanes  # of a block of output channels
+        self.blocks = -(-p.group_out // self.width)
+        filled = self.blocks * self.width
+        # From one frequency of the spectrum to the next, and from one group.
+        self.g_frequency = self.blocks * p.group_in * 2 * self.width + 2 * lanes
+        self.panel = len(self.mirrored) * self.g_frequency
+        self.x_pixel, y_pixel = (-(-c // lanes) * lanes for c in (p.in_channels, p.out_channels))
+        self.y_pixel = y_pixel
+        self.written = p.out_channels - p.group_out + filled  # what is written beyond a group is the next one's
+        self.m_pixel = -(-max(self.written, y_pixel) // lanes) * lanes
+        self.bias = np.zeros(y_pixel + lanes, self.dtype)
+        if bias is not None:
+            self.bias[: p.out_channels] = bias
+        self.weight = self._depthwise_spectrum(operand) if self.depthwise else self._dense_spectrum(operand)
+        self.parts = [_Part(self, block) for block in grid(p, tiling.part, tiling.images, gapless=True)]
+
+    @functools.cached_property
+    def direct(self) -> Im2colPrepared:
+        """Direct summation of what a transform would spoil."""
+        return Im2colPrepared(self.problem, self.operand)
+
+    # The kernel's spectrum.
+
+    def _dense_spectrum(self, operand: Array) -> Array:
+        p, filled = self.problem, self.blocks * self.width
+        g = run.fresh(p.groups * self.panel, self.dtype)
+        w = np.zeros((p.taps, p.group_in, filled), self.dtype)
+        given = operand.astype(self.dtype, copy=False).reshape(p.groups, p.group_out, p.group_in, p.taps)
+        block = p.group_in * 2 * self.width
+        goals = np.arange(p.group_in) * (2 * self.width)
+        table = self._frequency_table(np.arange(len(self.mirrored)) * self.g_frequency)
+        for group in range(p.groups):
+            assign(w[:, :, : p.group_out], given[group].transpose(2, 1, 0))
+            address = g.ctypes.data + group * self.panel * self.dtype.itemsize
+            self._transform(w, np.arange(p.group_in) * filled, address, goals, table, (self.blocks, block))
+        return g
+
+    def _depthwise_spectrum(self, operand: Array) -> Array:
+        p, lanes = self.problem, self.lanes
+        pairs, mirrors = -(-self.x_pixel // (2 * lanes)), len(self.mirrored)
+        g = run.fresh(pairs * mirrors * 4 * lanes, self.dtype)
+        w = np.zeros((p.taps, self.x_pixel), self.dtype)
+        assign(w[:, : p.out_channels], operand.astype(self.dtype, copy=False).reshape(-1, p.taps).T)
+        goals = np.add.outer(np.arange(pairs) * (mirrors * 4 * lanes), (0, 2 * lanes)).ravel()
+        table = self._frequency_table(np.arange(mirrors) * (4 * lanes))
+        self._transform(w, np.arange(0, self.x_pixel, lanes), g.ctypes.data, goals, table, (1, 0))
+        return g
+
+    def _frequency_table(self, there: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where f and -f lie in a tile's workspace, and f in the spectrum."""
+        return np.ascontiguousarray(np.concatenate([self.in_workspace, there[:, None]], 1))
+
+    def _transform(
+        self,
+        w: Array,
+        bases: npt.NDArray[np.int64],
+        g: int,
+        goals: npt.NDArray[np.int64],
+        frequencies: npt.NDArray[np.int64],
+        blocks: tuple[int, int],
+    ) -> None:
+        """Transform kernels w (taps, ...) that begin at these bases to these goals in g, two at a time."""
+        p, lengths = self.problem, self.tiling.lengths
+        kernel = compiled(
+            fourier_weights,
+            dtype=self.dtype.name,
+            lengths=lengths,
+            vectors=self.tiling.vectors,
+            mixed=self.depthwise,
+        )
+        pairs = -(-len(bases) // 2)
+        tiles = np.zeros((2 * pairs, 1 + p.spatial), np.int64)
+        tiles[:, 0] = OUTSIDE
+        tiles[: len(bases), 0] = bases
+        if len(goals) % 2:
+            goals = np.append(goals, goals[-1])  # of a kernel that is not there: overwritten by the other one
+        step = w[0].size
+        places: list[npt.NDArray[np.int64]] = []
+        for n, r, d in reversed(list(zip(lengths, p.kernel, p.dilation, strict=True))):
+            tap, apart = np.divmod(np.arange(n), d)
+            places.insert(0, np.where((apart == 0) & (tap < r), tap * step, OUTSIDE))
+            step *= r
+        work, elsewhere = self._workspace()
+        sizes = np.array([pairs, blocks[0], len(frequencies), blocks[1]], np.int64)
+        arrays = [work, self.roots, tiles, *places, np.ascontiguousarray(goals), frequencies, sizes]
+        work_at, roots_at, *rest = (array.ctypes.data for array in arrays)
+        kernel(w.ctypes.data, elsewhere.ctypes.data, work_at, roots_at, g, *rest)
+
+    def _workspace(self) -> list[Array]:
+        """Of one tile; and zeros, and what is overwritten."""
+        numbers = tile_numbers(self.tiling.lengths, self.lanes)
+        work, elsewhere = run.workspace("tile", numbers, 2 * self.lanes, dtype=self.dtype)
+        elsewhere[...] = 0
+        return [work, elsewhere]
+
+    # The convolution.
+
+    def run(self, source: Array, out: Array, threads: int) -> None:
+        """Compute into ``out``; see `Prepared.run`."""
+        source, result = channels_first(self.problem, source), channels_first(self.problem, out)
+        # Parts for the threads; if there are too few of them, threads share the work on each.
+        within = 1 if len(self.parts) >= 2 * threads else threads
+        run.for_each(lambda part: self._part(source, result, part, within), self.parts, threads if within == 1 else 1)
+
+    def _part(self, source: Array, result: Array, part: _Part, threads: int) -> None:
+        p, block = self.problem, part.block
+        target = result[block.outputs]
+        read, written = self._usable(source) and (p.boundary == 0 or isinstance(p.boundary, str)), self._usable(target)
+        x_shape, y_shape = (part.images, *block.foot_shape, self.x_pixel), (part.images, *block.shape, self.y_pixel)
+        x_buffer, y_buffer = run.workspace(
+            "parts", 0 if read else math.prod(x_shape), 0 if written else math.prod(y_shape), dtype=self.dtype
+        )
+        if read:
+            x, x_tables = source, part.in_source(self._steps(source))
+        else:
+            x = np.moveaxis(x_buffer.reshape(x_shape), -1, 1)
+            if self.x_pixel > p.in_channels:
+                x[:, p.in_channels :] = 0
+            fill_footprint(p, source[block.images], block, x[:, : p.in_channels])
+            x_tables = part.in_footprint(self._steps(x))
+        y = target if written else np.moveaxis(y_buffer.reshape(y_shape), -1, 1)
+        y_tables = part.in_target(self._steps(y))
+        compute = self._depthwise if self.depthwise else self._dense
+        if not compute(x, x_tables, y, y_tables, part.tiles, threads):
+            sums = self.direct.forward_block(gather(p, source, block, self.dtype), block)
+            store(target, sums, per_channel(p, self.given_bias, self.dtype))
+        elif not written:
+            assign(target, y[:, : p.out_channels])
+
+    def _usable(self, a: Array) -> bool:
+        """Whether kernels can work on an array (n, channels, *places) where it lies."""
+        size = self.dtype.itemsize
+        if a.dtype != self.dtype or not a.flags.aligned or any(stride % size for stride in a.strides):
+            return False
+        return a.strides[1] == size or a.shape[1] == 1
+
+    def _steps(self, a: Array) -> tuple[int, ...]:
+        size = self.dtype.itemsize
+        return tuple(stride // size for axis, stride in enumerate(a.strides) if axis != 1)
+
+    def _kernel(self, write: Callable[..., Kernel], channels: int, step: int, *, shape: bool = True) -> Compiled:
+        parameters: dict[str, Any] = {
+            "dtype": self.dtype.name,
+            "lengths": self.tiling.lengths,
+            "tail": channels % step > 0,
+        }
+        if shape:
+            parameters["shape"] = self.tiling.shape
+        return compiled(write, **parameters)
+
+    def _depthwise(self, x: Array, x_tables: _Tables, y: Array, y_tables: _Tables, tiles: int, threads: int) -> bool:
+        """Compute the tiles of a part; return whether all results are finite."""
+        channels = min(x.shape[1], y.shape[1])
+        kernel = self._kernel(fourier_depthwise, channels, 2 * self.lanes)
+
+        def share(channel: range, tile: range) -> bool:
+            work, elsewhere = self._workspace()
+            (odd,) = run.workspace("odd", self.lanes, dtype=self.dtype)
+            numbers = [tile.start, tile.stop, channel.start, channel.stop, len(self.mirrored)]
+            sizes = np.array(numbers, np.int64)
+            arrays = [x, y, elsewhere, work, self.roots, self.bias, odd, self.weight]
+            addresses = [array.ctypes.data for array in arrays]
+            tables = [*x_tables.addresses, *y_tables.addresses, self.in_workspace.ctypes.data]
+            kernel(*addresses, *tables, sizes.ctypes.data)
+            return not np.isnan(odd).any()
+
+        return self._all(share, self._shares(channels, 2 * self.lanes, tiles, threads), threads)
+
+    def _dense(self, x: Array, x_tables: _Tables, y: Array, y_tables: _Tables, tiles: int, threads: int) -> bool:
+        """Compute the tiles of a part; return whether all results are finite."""
+        p, tiling, lanes, size = self.problem, self.tiling, self.lanes, self.dtype.itemsize
+        pairs = -(-tiles // 2)
+        forward = self._kernel(fourier_forward, x.shape[1], lanes, shape=False)
+        inverse = self._kernel(fourier_inverse, y.shape[1], lanes)
+        product = compiled(
+            fourier_product,
+            dtype=self.dtype.name,
+            z_pixel=self.x_pixel,
+            y_pixel=self.m_pixel,
+            rows=tiling.rows,
+            vectors=tiling.vectors,
+        )
+        groups = -(-pairs // tiling.rows)
+        z_frequency, m_frequency = (self._pitch(groups * tiling.rows, pixel) for pixel in (self.x_pixel, self.m_pixel))
+        z, m = run.workspace(
+            "spectra", self.frequencies * z_frequency, self.frequencies * m_frequency, dtype=self.dtype
+        )
+        if self.written < self.y_pixel:  # channels that are transformed back without being there
+            spectra = m.reshape(self.frequencies, m_frequency)[:, : groups * tiling.rows * 2 * self.m_pixel]
+            spectra.reshape(self.frequencies, -1, self.m_pixel)[:, :, self.written :] = 0
+
+        def transform(channel: range, pair: range) -> bool:
+            work, elsewhere = self._workspace()
+            numbers = [pair.start, pair.stop, channel.start, channel.stop, z_frequency, 2 * self.x_pixel, self.x_pixel]
+            sizes = np.array(numbers, np.int64)
+            addresses = [array.ctypes.data for array in (x, elsewhere, work, self.roots, z)]
+            forward(*addresses, *x_tables.addresses, sizes.ctypes.data)
+            return True
+
+        def multiply(span: range) -> bool:
+            numbers = [
+                span.start,
+                span.stop,
+                groups,
+                p.group_in,
+                self.blocks,
+                self.g_frequency,
+                z_frequency,
+                m_frequency,
+            ]
+            sizes = np.array(numbers, np.int64)
+            for group in range(p.groups):
+                product(
+                    z.ctypes.data + group * p.group_in * size,
+                    self.weight.ctypes.data + group * self.panel * size,
+                    m.ctypes.data + group * p.group_out * size,
+                    self.mirrored.ctypes.data,
+                    sizes.ctypes.data,
+                )
+            return True
+
+        def transform_back(channel: range, pair: range) -> bool:
+            work, elsewhere = self._workspace()
+            (odd,) = run.workspace("odd", self.lanes, dtype=self.dtype)
+            numbers = [pair.start, pair.stop, channel.start, channel.stop, m_frequency, 2 * self.m_pixel, self.m_pixel]
+            sizes = np.array(numbers, np.int64)
+            addresses = [array.ctypes.data for array in (m, y, elsewhere, work, self.roots, self.bias, odd)]
+            inverse(*addresses, *y_tables.addresses, sizes.ctypes.data)
+            return not np.isnan(odd).any()
+
+        self._all(transform, self._shares(x.shape[1], lanes, pairs, threads), threads)
+        self._all(multiply, [(span,) for span in _pieces(len(self.mirrored), 1, threads * _SHARES)], threads)
+        return self._all(transform_back, self._shares(y.shape[1], lanes, pairs, threads), threads)
+
+    def _pitch(self, pairs: int, pixel: int) -> int:
+        """From one frequency to the next: no large power of two, so that caches have room for all of them."""
+        numbers = pairs * 2 * pixel
+        return numbers + 2 * self.lanes if numbers * self.dtype.itemsize % 1024 == 0 else numbers
+
+    def _shares(self, channels: int, step: int, tiles: int, threads: int) -> list[tuple[range, range]]:
+        """Ranges of channels and of (pairs of) tiles, enough for the threads."""
+        if threads == 1:
+            return [(range(channels), range(tiles))]
+        spans = _pieces(channels, step, threads * _SHARES)
+        return list(itertools.product(spans, _pieces(tiles, 1, -(-threads * _SHARES // len(spans)))))
+
+    def _all(self, function: Callable[..., bool], shares: Iterable[tuple[range, ...]], threads: int) -> bool:
+        """Whether a function holds for all shares of the work."""
+        found: list[bool] = []
+        run.for_each(lambda share: found.append(function(*share)), shares, threads)
+        return all(found)
+
+
+def _pieces(number: int, step: int, most: int) -> list[range]:
+    """At most so many ranges of nearly one size, which begin at multiples of a step."""
+    steps = -(-number // step)
+    most = min(most, steps)
+    cuts = [min(number, steps * i // most * step) for i in range(most + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(cuts)]
