@@ -115,22 +115,12 @@ def conv(
     """
     x, w, b = _array("x", x), _array("w", w), _optional("bias", bias)
     boundary = checked_boundary(boundary)
-    _check_ranks(x.shape, w.shape)
-    batched = _batched(x.shape, w.shape, layout)
     dtype = _result_dtype([("x", x), ("w", w), ("bias", b)], boundary, out)
-    problem = ConvProblem.from_shapes(
-        batched,
-        w.shape,
-        dtype=dtype,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        boundary=boundary,
-        layout=layout,
-    )
+    geometry = (stride, padding, dilation, groups)
+    find = _forward_once if all(map(_plain_numbers, (*geometry, layout))) else _forward
+    problem, squeezed = find(x.shape, w.shape, dtype, *geometry, boundary, layout)
     _check_bias(b, problem.out_channels)
-    return _execute(problem, x, w, b, out, x.ndim < len(batched))
+    return _execute(problem, x, w, b, out, squeezed)
 
 
 def conv_transpose(
@@ -527,19 +517,19 @@ class Convolution:
     def __init__(self, plan: Plan, prepared: Prepared) -> None:
         self.plan = plan
         self._prepared = prepared
-        problem, first = plan.problem, int(plan._squeezed)
-        self._x_shape, self._y_shape = problem.x_shape[first:], problem.y_shape[first:]
+        self._problem, first = plan.problem, int(plan._squeezed)
+        self._x_shape, self._y_shape = plan.problem.x_shape[first:], plan.problem.y_shape[first:]
 
     def __call__(self, x: npt.ArrayLike, out: Array | None = None) -> Array:
         """Convolve x, of the plan's shape and of a type that converts safely to the plan's."""
-        plan = self.plan
+        plan, problem = self.plan, self._problem
         x = _array("x", x)
         if x.shape != self._x_shape:
             raise ValueError(f"x: shape {x.shape}, but the plan is for {self._x_shape}")
-        if x.dtype != plan.problem.dtype:
-            _check_safe("x", x.dtype, plan.problem.dtype)
+        if x.dtype != problem.dtype:
+            _check_safe("x", x.dtype, problem.dtype)
         threads = plan._threads or get_threads()
-        return _run(self._prepared, plan.problem, x, out, self._y_shape, threads, plan._squeezed)
+        return _run(self._prepared, problem, x, out, self._y_shape, threads, plan._squeezed)
 
     def __repr__(self) -> str:
         return f"<Convolution: {self.plan.algorithm}, {self._x_shape} -> {self._y_shape}, {self.plan.problem.dtype}>"
@@ -594,6 +584,26 @@ def plan(
     w_shape = tuple(integer("w_shape", n, minimum=0) for n in w_shape)
     if threads is not None:
         threads = integer("threads", threads, minimum=1)
+    problem, squeezed = _forward(x_shape, w_shape, dtype, stride, padding, dilation, groups, boundary, layout)
+    choice = choose(problem, precision=precision, measure=measure, threads=threads)
+    return Plan(problem, choice, threads, squeezed)
+
+
+# What the functions above share.
+
+
+def _forward(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    stride: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    groups: int,
+    boundary: Boundary,
+    layout: str,
+) -> tuple[ConvProblem, bool]:
+    """The problem of a convolution, and whether x comes without a batch."""
     _check_ranks(x_shape, w_shape)
     batched = _batched(x_shape, w_shape, layout)
     problem = ConvProblem.from_shapes(
@@ -607,11 +617,18 @@ def plan(
         boundary=boundary,
         layout=layout,
     )
-    choice = choose(problem, precision=precision, measure=measure, threads=threads)
-    return Plan(problem, choice, threads, len(x_shape) < len(batched))
+    return problem, len(x_shape) < len(batched)
 
 
-# What the functions above share.
+# Checked once, found again in a microsecond. Typed, since 1 == 1.0 == True and only one of them is an integer.
+_forward_once = functools.lru_cache(maxsize=4096, typed=True)(_forward)
+
+
+def _plain_numbers(argument: object) -> bool:
+    """Whether whatever equals this argument, and has its type, means the same: an int, a word, or ints in tuples."""
+    if type(argument) is tuple:
+        return all(type(entry) is int or (type(entry) is tuple and _plain_numbers(entry)) for entry in argument)
+    return type(argument) in (int, str)
 
 
 def _execute(
@@ -635,24 +652,25 @@ def _run(
     squeezed: bool,
 ) -> Array:
     """Run into ``out`` if it can hold the result directly, else into fresh memory and copy."""
-    if out is not None:
+    if out is None:
+        target = result = np.empty(shape, problem.dtype)
+    else:
         _check_out(out, shape, problem.dtype)
-    direct = out is not None and out.dtype == problem.dtype and not np.may_share_memory(out, source)
-    result = out if out is not None and direct else np.empty(shape, problem.dtype)
+        target = result = np.asarray(out)  # of a subclass, the numbers
+        if result.dtype != problem.dtype or np.may_share_memory(result, source):
+            result = np.empty(shape, problem.dtype)
     if result.size:
-        batched = result.reshape(problem.result_shape)
-        if result is out and not np.may_share_memory(batched, out):  # strides that do not take another axis
-            batched = np.empty(problem.result_shape, problem.dtype)
+        batched = result[None] if len(shape) < len(problem.result_shape) else result
         prepared.run(source[None] if squeezed else source, batched, threads)
-        if not np.may_share_memory(batched, result):
-            result[...] = batched.reshape(shape)
-    if out is None or result is out:
-        return result
-    np.copyto(out, result, casting="same_kind")
-    return out
+    if result is not target:
+        np.copyto(target, result, casting="same_kind")
+    return target if out is None else out
 
 
 def _array(name: str, value: npt.ArrayLike) -> Array:
+    if type(value) is np.ndarray:
+        checked_dtype(name, value.dtype)
+        return value
     if np.ma.is_masked(value):
         raise TypeError(f"{name}: some of its elements are masked; fill them first (filled)")
     try:
@@ -715,6 +733,9 @@ def _check_out(out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Non
 def _result_dtype(operands: list[tuple[str, Array | None]], boundary: Boundary, out: Array | None) -> np.dtype[Any]:
     """NumPy's promotion of the operands, of a number that lies outside, and of a wider ``out``."""
     given = [(name, array.dtype) for name, array in operands if array is not None]
+    first = given[0][1]
+    if boundary == 0 and type(boundary) is int and out is None and all(d is first for _, d in given) and first.isnative:
+        return first
     try:
         dtype = np.result_type(*(d for _, d in given))
         dtype = with_boundary(dtype.newbyteorder("="), boundary)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, TypeAlias, TypeGuard, cast
 
 import numpy as np
@@ -233,12 +233,12 @@ class ConvProblem:
         """Number of spatial dimensions."""
         return len(self.kernel)
 
-    @cached_property
+    @functools.cached_property
     def extent(self) -> tuple[int, ...]:
         """How many places of x the dilated kernel spans in each dimension."""
         return tuple((r - 1) * d + 1 for r, d in zip(self.kernel, self.dilation, strict=True))
 
-    @cached_property
+    @functools.cached_property
     def output(self) -> tuple[int, ...]:
         """Spatial sizes of y."""
         return tuple(
@@ -261,17 +261,17 @@ class ConvProblem:
         """Output channels of one group."""
         return self.out_channels // self.groups
 
-    @cached_property
+    @functools.cached_property
     def x_shape(self) -> tuple[int, ...]:
         """Shape of the forward map's input, in this layout."""
         return self._shape(self.in_channels, self.size)
 
-    @cached_property
+    @functools.cached_property
     def y_shape(self) -> tuple[int, ...]:
         """Shape of the forward map's output, in this layout."""
         return self._shape(self.out_channels, self.output)
 
-    @cached_property
+    @functools.cached_property
     def w_shape(self) -> tuple[int, ...]:
         """Shape of the weights, (K, C / groups, *kernel)."""
         return (self.out_channels, self.group_in, *self.kernel)
@@ -294,7 +294,7 @@ class ConvProblem:
         """Shape of what is computed."""
         return {"forward": self.y_shape, "transpose": self.x_shape, "weight_gradient": self.w_shape}[self.direction]
 
-    @cached_property
+    @functools.cached_property
     def multiply_adds(self) -> int:
         """Multiply-adds of direct summation, terms that fall on the padding included."""
         return self.batch * self.out_channels * math.prod(self.output) * self.group_in * self.taps
@@ -335,6 +335,7 @@ def _is_sequence(value: object) -> TypeGuard[Iterable[Any]]:
     return isinstance(value, Iterable) and not (isinstance(value, np.ndarray) and value.ndim == 0)
 
 
+@functools.lru_cache(maxsize=256)
 def checked_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return ``dtype`` in native byte order if numbers can be convolved in it; raise TypeError otherwise."""
     if (dtype.kind not in "biufc" and dtype.name != "bfloat16") or "float8" in dtype.name:

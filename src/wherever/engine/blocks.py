@@ -202,7 +202,8 @@ def gather(problem: ConvProblem, x: Array, part: Block, dtype: np.dtype[Any]) ->
         return seen
     # In the memory order of x, so that the copy runs along memory.
     if problem.layout == "channels_last":
-        result = np.moveaxis(np.empty((len(x), *part.foot_shape, problem.in_channels), dtype), -1, 1)
+        last = np.empty((len(x), *part.foot_shape, problem.in_channels), dtype)
+        result = last.transpose(0, last.ndim - 1, *range(1, last.ndim - 1))
     else:
         result = np.empty((len(x), problem.in_channels, *part.foot_shape), dtype)
     fill_footprint(problem, x, part, result)
@@ -213,8 +214,8 @@ def fill_footprint(problem: ConvProblem, x: Array, part: Block, result: Array) -
     """Write the footprint of a block, of images ``x``, into ``result`` (n, C, *foot_shape)."""
     if not isinstance(problem.boundary, str):
         result[...] = problem.boundary
-    for combination in _combinations(problem, part):
-        assign(result[last_axes(run.foot for run in combination)], x[last_axes(run.x for run in combination)])
+    for foot, shown in _copies(problem, part):
+        assign(result[foot], x[shown])
 
 
 def scatter(problem: ConvProblem, x: Array, part: Block, foot: Array) -> None:
@@ -230,6 +231,18 @@ def scatter(problem: ConvProblem, x: Array, part: Block, foot: Array) -> None:
         if shown_often:
             piece = piece.sum(axis=shown_often, keepdims=True)
         x[last_axes(run.x for run in combination)] += piece
+
+
+def _copies(problem: ConvProblem, part: Block) -> list[tuple[tuple[Any, ...], tuple[Any, ...]]]:
+    """What is copied into a footprint, and from where in x; kept with the block, whose problem is always the same."""
+    found: list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None = part.__dict__.get("copies")
+    if found is None:
+        found = [
+            (last_axes(run.foot for run in combination), last_axes(run.x for run in combination))
+            for combination in _combinations(problem, part)
+        ]
+        part.__dict__["copies"] = found
+    return found
 
 
 def _combinations(problem: ConvProblem, part: Block) -> Iterator[tuple[Run, ...]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -106,18 +107,24 @@ def for_each(function: Callable[[T], object], items: Iterable[T], threads: int) 
     The items must write to disjoint places: then the result is the same for any number of threads. Numbers that
     overflow or are not finite are data here, not errors: NumPy's warnings about them are off.
     """
-    work = list(items)
-    workers = max(1, min(threads, len(work)))
-
-    # Each worker takes every so-many-th item: enough where items cost about the same, and free of queues.
-    def share(first: int) -> None:
+    work = items if isinstance(items, Sequence) else list(items)
+    workers = min(threads, len(work))
+    if workers <= 1:
         with np.errstate(all="ignore"):
-            for item in work[first::workers]:
+            for item in work:
                 function(item)
+        return
+    # Whoever is free takes the next item: items may differ in cost, and other work may slow a processor down.
+    following = itertools.count()
 
-    futures = [_executor().submit(share, i) for i in range(1, workers)]
+    def share() -> None:
+        with np.errstate(all="ignore"):
+            while (number := next(following)) < len(work):
+                function(work[number])
+
+    futures = [_executor().submit(share) for _ in range(1, workers)]
     try:
-        share(0)
+        share()
     finally:
         errors = [future.exception() for future in futures]
     for error in errors:
