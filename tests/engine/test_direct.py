@@ -33,7 +33,7 @@ def layers(draw):
         (groups * group_out, group_in, *kernel),
         dtype=draw(st.sampled_from(["float32", "float32", "float64"])),
         stride=stride,
-        padding=draw(st.sampled_from([0, 1, "same", tuple((e - 1, 0) for e in extent)])),
+        padding=draw(st.sampled_from([0, 1, "same", tuple((e - 1, 0) for e in extent), ((0, 2),) * spatial])),
         dilation=dilation,
         groups=groups,
         boundary=2.5 if boundary == "number" else boundary,
@@ -91,3 +91,14 @@ def test_weights_that_are_streamed():
         out = np.empty(problem.y_shape, np.float32)
         prepared.run(x, out, threads)
         assert_close(out, summed(problem, x, w), "float32")
+
+
+@pytest.mark.parametrize("boundary", ["zeros", "reflect"])
+def test_a_strided_kernel_of_one_place_may_look_over_the_border(boundary):
+    problem = ConvProblem.from_shapes(
+        (1, 20, 1, 6), (5, 6, 1, 1), stride=(3, 2), padding=((0, 2), (0, 0)), layout="channels_last", boundary=boundary
+    )
+    x, w = numbers(problem.x_shape, "float32"), numbers(problem.w_shape, "float32", 1)
+    out = np.empty(problem.y_shape, np.float32)
+    Direct().prepare(problem, w).run(x, out, 1)
+    assert_close(out, summed(problem, x, w), "float32")

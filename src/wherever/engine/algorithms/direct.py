@@ -92,9 +92,10 @@ def _thinned(problem: ConvProblem) -> ConvProblem:
 
 
 def _thin(problem: ConvProblem) -> list[bool]:
-    """The dimensions in which most places are read by no window."""
-    places = zip(problem.kernel, problem.stride, problem.padding, strict=True)
-    return [r == 1 and s > 1 and before == 0 for r, s, (before, _) in places]
+    """The dimensions in which most places are read by no window, and no window looks over a border."""
+    p = problem
+    axes = zip(p.size, p.output, p.kernel, p.stride, p.padding, strict=True)
+    return [r == 1 and s > 1 and before == 0 and 0 < m <= -(-n // s) for n, m, r, s, (before, _) in axes]
 
 
 # Register tiles.
