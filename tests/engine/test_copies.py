@@ -37,3 +37,12 @@ def test_channels_from_first_to_last(size):
     np.testing.assert_array_equal(y, np.moveaxis(x, 0, -1))
     assign(x[:, ::-1], np.moveaxis(y, -1, 0))
     np.testing.assert_array_equal(x[:, ::-1], np.moveaxis(y, -1, 0))
+
+
+def test_one_place_is_shown_at_many():
+    """Reading beyond the source, where it is one place wide, would show whatever lies behind it in memory."""
+    source = np.arange(12, dtype=np.float32).reshape(4, 3, 1)
+    for order in [(0, 1, 2), (2, 1, 0), (1, 2, 0)]:
+        target = np.zeros([(4, 3, 6)[axis] for axis in order], np.float32).transpose(np.argsort(order))
+        assign(target, source)
+        np.testing.assert_array_equal(target, np.repeat(source, 6, 2))
