@@ -18,7 +18,7 @@ _HOME = {
     "Detector": "wherever.find",
     "Finds": "wherever.find",
 }
-_MODULES = ("find", "ladder")
+_MODULES = ("find", "ladder", "ndimage", "signal")
 
 __all__ = [
     "Detector",
@@ -29,12 +29,14 @@ __all__ = [
     "correlate",
     "find",
     "ladder",
+    "ndimage",
     "plan",
     "set_threads",
+    "signal",
 ]
 
 if TYPE_CHECKING:
-    from wherever import find, ladder
+    from wherever import find, ladder, ndimage, signal
     from wherever.engine.run import set_threads
     from wherever.find import Detector, Finds
     from wherever.ops import conv, conv_transpose, convolve, correlate, plan

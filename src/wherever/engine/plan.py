@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wherever.engine.algorithms import ALGORITHMS, Algorithm, Prepared
+from wherever.engine.algorithms.separable import Separable, preferred
 from wherever.engine.machine import Machine
 from wherever.engine.run import get_threads
 from wherever.problem import Array, ConvProblem
@@ -48,7 +49,9 @@ class Choice:
         return self.candidates[0].algorithm
 
     def prepare(self, operand: Array, bias: Array | None = None) -> Prepared:
-        """Prepare the chosen algorithm."""
+        """Prepare the chosen algorithm; or passes down and across, where only the weights show that they are faster."""
+        if self.precision == "fast" and preferred(self.problem, operand, self.candidates[0].seconds):
+            return Separable().prepare(self.problem, operand, bias)
         return self.algorithm.prepare(self.problem, operand, bias)
 
     def __str__(self) -> str:

@@ -9,6 +9,7 @@ from wherever.engine.algorithms.overlap_save import OverlapSave
 from wherever.engine.algorithms.phases import Phases
 from wherever.engine.algorithms.places import Places
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
+from wherever.engine.algorithms.separable import Separable
 from wherever.engine.algorithms.taps import Taps
 from wherever.engine.algorithms.weight_gradient import Outer
 from wherever.engine.algorithms.windows import Depthwise, Filter
@@ -27,6 +28,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Phases("phases_directly", _DIRECT),
     Outer(),
     DepthwiseGradient(),
+    Separable(),
     Im2col(),
     Taps(),
     OverlapSave(),
@@ -48,6 +50,7 @@ __all__ = [
     "Phases",
     "Places",
     "Prepared",
+    "Separable",
     "Taps",
     "Winograd",
 ]

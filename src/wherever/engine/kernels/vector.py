@@ -450,8 +450,8 @@ class Place:
         zeros = ir.Constant(ir.VectorType(I32, kernel.lanes), [0] * kernel.lanes)
         return Vector(kernel, builder.shuffle_vector(first, nothing, zeros))
 
-    def prefetch(self, level: int = 1) -> None:
-        """Ask for the cache line that is here: level 1, 2 or 3. Never fails, wherever here is."""
+    def prefetch(self, level: int = 1, *, write: bool = False) -> None:
+        """Ask for the cache line that is here, to read or to write: level 1, 2 or 3. Never fails, wherever here is."""
         function = self.kernel.intrinsic("llvm.prefetch.p0", VOID, [POINTER, I32, I32, I32])
         locality = ir.Constant(I32, 4 - level)
-        self.kernel.builder.call(function, [self.address, ir.Constant(I32, 0), locality, ir.Constant(I32, 1)])
+        self.kernel.builder.call(function, [self.address, ir.Constant(I32, int(write)), locality, ir.Constant(I32, 1)])
