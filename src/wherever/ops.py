@@ -565,7 +565,8 @@ def plan(
     precision : {"fast", "strict"}
         "fast": whichever algorithm is fastest. "strict": only direct summation.
     measure : bool
-        Time the candidates instead of estimating, and remember the fastest in this process.
+        Time the candidates instead of estimating, and remember the times for this processor, in the user's cache:
+        later plans (and calls) of the same problem, precision and threads use them.
 
     Returns
     -------

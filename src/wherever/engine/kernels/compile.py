@@ -9,8 +9,6 @@ import itertools
 import json
 import os
 import re
-import stat
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,15 +17,15 @@ from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
-import platformdirs
 
+from wherever.engine.cache import read
+from wherever.engine.cache import write as keep
 from wherever.engine.kernels.vector import BYTES, Kernel
 
 # A kernel is written, optimised and compiled once (tens of milliseconds); its object code is kept in a file and linked
 # from there later (under a millisecond). The name of the file is a hash of everything that the code depends on, and the
 # file carries a hash of its content: what is damaged, or not ours, is compiled again and never run.
 
-_MAGIC = b"wherever kernel 1\n"
 _lock = threading.RLock()
 
 
@@ -191,15 +189,15 @@ def compiled(write: Callable[..., Kernel], **parameters: Any) -> Compiled:
 def _compiled(write: Callable[..., Kernel], target: Target, parameters: tuple[tuple[str, Any], ...]) -> Compiled:
     with _lock:  # LLVM compiles one kernel at a time, and two threads that want the same one compile it once
         key = _key(write, target, parameters)
-        stored = _read(key)
+        stored = read("kernels", key)
         if stored is not None:
             try:
-                return Compiled(stored[1], write.__name__, stored[0])
+                return Compiled(stored[1:], write.__name__, stored[0])
             except RuntimeError:  # hashed right, but no code that LLVM can link: compile it again
                 pass
         kernel = write(target, **dict(parameters))
         arguments, code = len(kernel.function.args), target.emit(kernel)
-        _write(key, arguments, code)
+        keep("kernels", key, bytes([arguments]) + code)
         return Compiled(code, kernel.name, arguments)
 
 
@@ -217,59 +215,6 @@ def _sources() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-# The files. Nothing here raises: a cache that cannot be used is no cache.
-
-
-def cache_directory() -> Path:
-    """Where kernels are kept: ``WHEREVER_CACHE_DIR``, or the user's cache."""
-    return Path(os.environ.get("WHEREVER_CACHE_DIR") or platformdirs.user_cache_dir("wherever", False)) / "kernels"
-
-
-def _read(key: str) -> tuple[int, bytes] | None:
-    """Number of arguments and object code, if the file is whole and nobody else could have written it."""
-    try:
-        directory = cache_directory()
-        if not _ours(directory.stat()):
-            return None
-        with open(directory / key, "rb") as file:
-            if not _ours(os.fstat(file.fileno())):
-                return None
-            content = file.read()
-    except OSError:
-        return None
-    head, digest, body = content[: len(_MAGIC)], content[len(_MAGIC) : len(_MAGIC) + 32], content[len(_MAGIC) + 32 :]
-    if head != _MAGIC or digest != hashlib.sha256(key.encode() + body).digest() or not body:
-        return None
-    return body[0], body[1:]
-
-
-def _write(key: str, arguments: int, code: bytes) -> None:
-    """Keep object code under its key; whoever reads it sees all of it or nothing."""
-    body = bytes([arguments]) + code
-    try:
-        directory = cache_directory()
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _ours(directory.stat()):
-            return
-        handle, name = tempfile.mkstemp(dir=directory)
-        try:
-            with open(handle, "wb") as file:
-                file.write(_MAGIC + hashlib.sha256(key.encode() + body).digest() + body)
-            os.replace(name, directory / key)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError:
-        return
-
-
-def _ours(status: os.stat_result) -> bool:
-    """Whether a file or directory is this user's, and only this user's to write."""
-    if not hasattr(os, "geteuid"):  # Windows: the user's profile is
-        return True
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _new_lock() -> None:
