@@ -389,7 +389,7 @@ def fourier_product(target: Target, *, dtype: str, z_pixel: int, y_pixel: int, r
     g = kernel.array("g", g_frequency, panel, 2 * width, width, 1)
     mirror = kernel.table("mirrored")
 
-    def product(tiles: Array, weights: Array, results: Array, sign: int, ahead: bool) -> None:
+    def product(tiles: Array, weights: Array, results: Array, sign: int, ahead: int | None) -> None:
         chunk = kernel.minimum(channels, CHUNK[dtype])
         chunk_product(tiles, weights, results, sign, ahead, 0, chunk)
         with kernel.loop(chunk, channels, CHUNK[dtype]) as start:
@@ -397,16 +397,15 @@ def fourier_product(target: Target, *, dtype: str, z_pixel: int, y_pixel: int, r
             chunk_product(tiles, weights, results, sign, ahead, start, stop)
 
     def chunk_product(
-        tiles: Array, weights: Array, results: Array, sign: int, ahead: bool, start: Int | int, stop: Int | int
+        tiles: Array, weights: Array, results: Array, sign: int, ahead: int | None, start: Int | int, stop: Int | int
     ) -> None:
         """Start, or continue, the sums of a product with some of the channels."""
         re, im = kernel.variables(rows, vectors), kernel.variables(rows, vectors)
         with kernel.loop(start, stop) as c:
             factors = [Complex(*(weights[c, part, n * lanes].load() for part in range(2))) for n in range(vectors)]
-            if ahead:
-                following = weights.moved(panel)[c]
-                for line in range(2 * vectors):
-                    following[0, line * lanes].prefetch(2)
+            if ahead is not None:
+                for n in range(vectors):
+                    weights.moved(panel)[c, ahead, n * lanes].prefetch(2)
             for row in range(rows):
                 a, b = (tiles[row, part, c].splat() for part in range(2))
                 turned = b if sign < 0 else -b
@@ -422,23 +421,14 @@ def fourier_product(target: Target, *, dtype: str, z_pixel: int, y_pixel: int, r
 
     with kernel.loop(first, last) as f, kernel.loop(blocks) as k:
         weights = g[f, k]
-        for side, sign in enumerate((1, -1)):
-            place = mirror[f * 2 + side]
+        for part, sign in enumerate((1, -1)):
+            place = mirror[f * 2 + part]
             tiles, results = z[place], y[place].moved(k * width)
-
-            def rows_from(
-                group: Int | int, ahead: bool, tiles: Array = tiles, results: Array = results, sign: int = sign
-            ) -> None:
-                moved = group * (rows * 2)
-                product(tiles.moved(moved * z_pixel), weights, results.moved(moved * y_pixel), sign, ahead)
-
-            if side == 0:
-                rows_from(0, True)
-                with kernel.loop(1, groups) as group:
-                    rows_from(group, False)
-            else:
-                with kernel.loop(groups) as group:
-                    rows_from(group, False)
+            # Half of the next block of g is asked for while f is computed, half while -f is.
+            product(tiles, weights, results, sign, part)
+            with kernel.loop(1, groups) as group:
+                row = group * (2 * rows)
+                product(tiles.moved(row * z_pixel), weights, results.moved(row * y_pixel), sign, None)
     return kernel
 
 
@@ -506,6 +496,7 @@ def fourier_weights(target: Target, *, dtype: str, lengths: Sequence[int], vecto
         channel = (k * width + lane, None)
         tile.forward(_Tiles(kernel, "w", len(lengths), (pair * 2, pair * 2 + 1), (channel, channel)))
         targets = [Column(g.moved(goals[pair * 2 + i] + k * next_block + lane)) for i in range(2)]
+        following = kernel.where(lane + lanes < width, lanes, next_block - lane)
         with kernel.loop(mirrors) as number:
             here, there, place = (frequency[number * 3 + i] for i in range(3))
             a, b = work.load(here, 0), work.load(there, 0)
@@ -517,4 +508,8 @@ def fourier_weights(target: Target, *, dtype: str, lengths: Sequence[int], vecto
             # The first overwrites a second that is not there, whose goal is the same.
             targets[1].store(place, 0, second)
             targets[0].store(place, 0, first)
+            # Frequencies lie far apart: the lines of the next vector are on their way while it is transformed.
+            for goal in targets:
+                for part in range(2):
+                    goal.array.moved(place + following)[0, part, 0].prefetch(2)
     return kernel
