@@ -81,7 +81,7 @@ class FourierChannels:
         return None
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
-        """The cost of the best tiles."""
+        """The cost of the best tiles; the kernel's spectrum is taken to be there."""
         return best_tiling(as_forward(problem), machine).seconds
 
     def workspace(self, problem: ConvProblem) -> int:
