@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,7 @@ def longest_sum(dtype: np.dtype[Any]) -> int:
     return {"f": 512, "F": 512}.get(dtype.char, 256)
 
 
+@functools.lru_cache(maxsize=256)
 def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The type in which sums are taken: half precision in float32, booleans as integers, anything else as it is."""
     if dtype.name in ("float16", "bfloat16"):

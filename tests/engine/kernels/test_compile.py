@@ -144,3 +144,19 @@ def test_without_llvm_the_portable_algorithms_serve():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "LLVM cannot generate kernels here: no such target" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("kept", [None, b"64", b"32", b"17", b"wide"])
+def test_the_width_of_vectors_is_remembered_for_its_processor_alone(cache, kept):
+    from wherever.engine.cache import write
+
+    triple = module.llvm.get_process_triple()
+    if not triple.startswith("x86_64"):
+        pytest.skip("widths as on x86")
+    assert module.Target(triple, "haswell").vector_bytes == 32
+    (path,) = (cache.parent / "processors").iterdir()
+    if kept is not None:
+        write("processors", path.name, kept)
+    remembered = module.Target(triple, "haswell").vector_bytes
+    assert remembered == (64 if kept == b"64" else 32)
+    assert module.Target(triple, "x86-64").vector_bytes == 16

@@ -55,12 +55,19 @@ class Target:
 
     @functools.cached_property
     def vector_bytes(self) -> int:
-        """Bytes of its widest vector register: asked of LLVM, by adding two long vectors."""
+        """Bytes of its widest vector register: asked of LLVM, by adding two long vectors, and remembered on disk."""
+        parts = [self.triple, self.cpu, self.features, llvmlite.__version__, ".".join(map(str, llvm.llvm_version_info))]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        kept = read("processors", key)
+        if kept in (b"16", b"32", b"64"):
+            return int(kept)
         kernel = Kernel("width", "float32", 16, ["x"])
         place = kernel.array("x", 1)[0]
         place.store(place.load() + place.load())
         text = self.assembly(kernel)
-        return 64 if re.search(r"\bzmm\d", text) else 32 if re.search(r"\bymm\d", text) else 16
+        found = 64 if re.search(r"\bzmm\d", text) else 32 if re.search(r"\bymm\d", text) else 16
+        keep("processors", key, str(found).encode())
+        return found
 
     @property
     def registers(self) -> int:
