@@ -28,6 +28,7 @@ from wherever.problem import Array, ConvProblem
 
 _PART_BYTES = 1 << 19  # of the input, and of the result, of one part, where they are copied
 _SMALL_BYTES = 1 << 17  # of an image that is copied whole rather than in place but for its borders
+_SCRATCH_BYTES = 1 << 16  # of the copies of one part that are kept for the next call
 _WIDEST_RUN = 64  # channels below which a row of the kernel is summed as one run
 _WAYS, _WAY_BYTES = 7, 4096  # of the first cache: so many lines at a multiple of these bytes find room in it
 
@@ -63,7 +64,7 @@ class Direct:
         elif any(before or after for before, after in problem.padding):
             moved = read
         parts = -(-moved * size // _PART_BYTES)
-        return sums + moved / machine.copy * size / 4 + (6 + 8 * parts) * machine.call
+        return sums + moved / machine.copy * size / 4 + (3 + 4 * parts) * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
         """Input and result of one part, where they are copied."""
@@ -341,6 +342,14 @@ def _joined(axes: Iterable[_Axis]) -> list[_Axis]:
     return found
 
 
+class _Copies:
+    """Memory for a footprint and a result, and where it is."""
+
+    def __init__(self, foot: Array, result: Array) -> None:
+        self.foot, self.result = foot, result
+        self.foot_address, self.result_address = foot.ctypes.data, result.ctypes.data
+
+
 class _Part:
     """A block of outputs: where its tiles begin, and how its footprint is put together.
 
@@ -388,6 +397,8 @@ class _Part:
         else:
             y_pitches = y
             self.y_start = size * _position((block.images.start, *block.start), y)
+        self.small = (self.foot + self.result) * size <= _SCRATCH_BYTES
+        self.spare: list[_Copies] = []
         self.by_kernels_alone = y is not None and (in_place or self.gather is not None)
 
         steps = (x_pitches[0], *(s * pitch for s, pitch in zip(p.stride, x_pitches[1:], strict=True)))
@@ -432,25 +443,40 @@ class _Part:
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute this part of ``out``."""
         x, y = source.ctypes.data + self.x_start, out.ctypes.data + self.y_start
+        copies: _Copies | None = None
         if not self.in_place or not self.writes_in_place:
-            foot, result = run.workspace("direct", self.foot, self.result, dtype=self.prepared.dtype)
+            copies = self._copies()
             if not self.in_place:
                 if self.gather is not None:
-                    self.gather(x, foot)
+                    self.gather(x, copies.foot_address)
                 else:
-                    self._fill(source, foot)
-                x = foot.ctypes.data
+                    self._fill(source, copies.foot)
+                x = copies.foot_address
             if not self.writes_in_place:
-                y = result.ctypes.data
+                y = copies.result_address
         weight, bias = self.prepared.operands
         if len(self.calls) == 1:
             self.kernel(x, weight, bias, y, *self.calls[0])
         else:
             run.for_each(lambda call: self.kernel(x, weight, bias, y, *call), self.calls, threads)
+        if copies is None:
+            return
         if not self.writes_in_place:
             p = self.prepared.problem
-            whole = result.reshape(self.images, *self.block.shape, p.out_channels)
+            whole = copies.result.reshape(self.images, *self.block.shape, p.out_channels)
             assign(channels_first(p, out)[self.block.outputs], np.moveaxis(whole, -1, 1))
+        if self.small:
+            self.spare.append(copies)
+
+    def _copies(self) -> _Copies:
+        """Memory for copies: where they are small, what an earlier call has left; no other call uses it meanwhile."""
+        dtype = self.prepared.dtype
+        if not self.small:
+            return _Copies(*run.workspace("direct", self.foot, self.result, dtype=dtype))
+        try:
+            return self.spare.pop()
+        except IndexError:
+            return _Copies(np.empty(self.foot, dtype), np.empty(self.result, dtype))
 
     def _fill(self, source: Array, foot: Array) -> None:
         """Copy the footprint out of an array of any kind."""
@@ -523,6 +549,6 @@ class _Gather:
         tables = (self.outside, self.rows, self.runs, self.gaps, self.sizes)
         self.addresses = tuple(table.ctypes.data for table in tables)
 
-    def __call__(self, x: int, foot: Array) -> None:
-        """Put it together from the array at this address."""
-        self.kernel(x, foot.ctypes.data, *self.addresses)
+    def __call__(self, x: int, foot: int) -> None:
+        """Put it together, at one address, from the array at another."""
+        self.kernel(x, foot, *self.addresses)

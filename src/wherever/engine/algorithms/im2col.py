@@ -39,7 +39,9 @@ class Im2col:
         product = machine.product * max(problem.group_out, 1) / (problem.group_out + 5)
         run = max(1, problem.group_in if problem.layout == "channels_last" else problem.output[-1])
         copied = 0 if _is_matrix(problem) else (columns + inputs) / (machine.copy * run / (run + 12))
-        calls = blocks * (10 + problem.groups / 8)
+        if problem.layout == "channels_last":  # the result is turned
+            copied += places * (problem.out_channels + 12) / machine.copy
+        calls = blocks * (16 + problem.groups / 8)
         return (2 * problem.multiply_adds / product + copied) * cost + calls * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
