@@ -117,7 +117,7 @@ def _best_tile(counts: tuple[int, ...], outputs: int, terms: int, lanes: int, ve
     """The tile that wastes least on places of these counts, in vectors that are multiplied.
 
     Sums, the vectors of weights and one number of x must fit the registers together. Few sums wait for each other; each
-    tile has to be begun and stored.
+    tile has to be begun and stored; x that is read, and y that is written, in several passes moves between caches.
     """
     rows, columns = (1, 1, *counts)[-2:]
     others = math.prod(counts[:-2])
@@ -132,8 +132,10 @@ def _best_tile(counts: tuple[int, ...], outputs: int, terms: int, lanes: int, ve
             down = -(-rows // -(-rows // down))
         for height in {1, down}:
             places = height * across
-            number = others * -(-rows // height) * -(-columns // across) * -(-wide // v)
-            cost = number * (max(places * v, places + v, 8) * terms + 2 * places * v + 30)
+            passes = -(-wide // v)
+            number = others * -(-rows // height) * -(-columns // across) * passes
+            again = 8 * places if passes > 1 else 0
+            cost = number * (max(places * v, places + v, 8) * terms + 2 * places * v + 30 + again)
             tiles.append(Tile(cost, height, across, v))
     return min(tiles, key=lambda tile: (tile.cost, tile.down * tile.across))
 
@@ -182,7 +184,7 @@ class DirectPrepared:
         # Weights that the cache does not hold are asked for ahead of their use, and used for as many tiles as possible.
         streamed = self.weight.nbytes > Machine().cache // 2
         self.ahead = 1 if streamed else 0
-        self.band = Machine().cache * (2 if streamed else 1) // 2
+        self.band = Machine().cache if streamed else Machine().cache // 16  # of x and y, before the next weights
         self.bias = np.zeros((p.groups, self.blocks * self.width), self.dtype)
         if bias is not None:
             self.bias[:, : p.group_out] = bias.reshape(p.groups, p.group_out)
