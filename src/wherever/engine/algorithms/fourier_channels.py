@@ -38,7 +38,7 @@ from wherever.engine.kernels.vector import Kernel
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
-_LENGTHS = (4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 30, 32, 36, 40, 48, 56, 64, 80, 96, 128, 192, 256, 512)
+_LENGTHS = (4, 6, 8, 10, 12, 14, 16, 18, 20, 21, 24, 28, 30, 32, 36, 40, 48, 56, 64, 80, 96, 128, 192, 256, 512)
 _MOST_PLACES = 4096  # of a tile: its workspace stays in the second cache
 _SPECTRA_BYTES = 16 << 20  # of the tiles of a part, transformed, and of their products
 _PART_BYTES = 4 << 20  # of the input of a part
