@@ -1,0 +1,95 @@
+"""Template matching: against scikit-image for one channel, against the formula for any, and what has no contrast."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import disguised, numbers
+
+from wherever.find import match_template
+
+
+def brute(image, template, mode="valid"):
+    """The formula, window by window."""
+    x, w = (a.reshape(*a.shape[:2], -1).astype(np.float64) for a in (image, template))
+    if mode == "same":
+        pads = [(n // 2, (n - 1) // 2) for n in w.shape[:2]]
+        x = np.pad(x - x.mean(axis=(0, 1)), [*pads, (0, 0)])
+    w = w - w.mean(axis=(0, 1))
+    windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[:2], axis=(0, 1))
+    windows = windows - windows.mean(axis=(3, 4), keepdims=True)
+    top = np.einsum("ijcab,abc->ij", windows, w)
+    length = np.sqrt(np.sum(windows**2, axis=(2, 3, 4)) * np.sum(w**2))
+    return np.where(length > 1e-12 * np.abs(x).max(), top / np.where(length, length, 1), 0)
+
+
+@given(
+    shape=st.tuples(st.integers(2, 30), st.integers(2, 30), st.integers(1, 5)),
+    part=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    dtype=st.sampled_from(["float32", "float64", "uint8", "int16", "int64", "float16"]),
+    mode=st.sampled_from(["valid", "same"]),
+    seed=st.integers(0, 1000),
+)
+def test_it_is_the_formula(shape, part, dtype, mode, seed):
+    image = numbers(shape, dtype, seed)
+    high, wide = (max(1, round(n * p)) for n, p in zip(shape, part, strict=False))
+    template = numbers((high, wide, shape[2]), dtype, seed + 1)
+    result = match_template(disguised(image, seed), disguised(template, seed), mode=mode)
+    truth = brute(image, template, mode)
+    assert result.shape == truth.shape
+    wide_type = dtype in ("float64", "int64")
+    assert result.dtype == (np.float64 if wide_type else np.float32)
+    np.testing.assert_allclose(result, truth, atol=1e-9 if wide_type else 2e-4)
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (1, 5), (120, 100)])
+@pytest.mark.parametrize("same", [False, True])
+def test_one_channel_is_scikit_images(shape, same):
+    feature = pytest.importorskip("skimage.feature")
+    image, template = numbers((150, 170), "float64"), numbers(shape, "float64", 1)
+    image -= image.mean()  # scikit-image continues by zeros
+    truth = feature.match_template(image, template, pad_input=same)
+    np.testing.assert_allclose(match_template(image, template, mode="same" if same else "valid"), truth, atol=1e-9)
+
+
+def test_a_piece_of_the_image_is_found_whatever_its_brightness_and_contrast():
+    image = numbers((60, 70, 3), "float32") + np.array([1e3, -50, 0], np.float32)
+    scores = match_template(image, 3 * image[20:31, 40:47] + np.array([5, 6, 7], np.float32))
+    assert np.unravel_index(scores.argmax(), scores.shape) == (20, 40)
+    assert scores.max() == pytest.approx(1, abs=1e-3)
+
+
+def test_windows_and_templates_of_one_colour_match_nothing():
+    image = np.full((30, 30), 100.3, np.float32)
+    image[:, 20:] = numbers((30, 10), "float32")
+    scores = match_template(image, numbers((5, 5), "float32"))
+    assert (scores[:, :16] == 0).all()
+    assert (scores[:, 17:] != 0).all()
+    assert (match_template(image, np.full((4, 4), 1 / 3)) == 0).all()
+    assert (match_template(np.zeros((9, 9)), np.eye(3)) == 0).all()
+
+
+def test_pixels_that_are_not_finite_spoil_their_windows_only():
+    image = numbers((20, 20, 2), "float32")
+    clean = match_template(image, image[3:6, 4:8])
+    image[10, 10, 1] = np.nan
+    scores = match_template(image, image[3:6, 4:8])
+    assert np.argwhere(np.isnan(scores)).tolist() == [[i, j] for i in (8, 9, 10) for j in (7, 8, 9, 10)]
+    np.testing.assert_allclose(scores[:7], clean[:7], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("image", "template", "mode", "error"),
+    [
+        (np.ones((3, 3)), np.ones((4, 3)), "valid", "template: shape"),
+        (np.ones((3, 3)), np.ones((0, 3)), "valid", "template: shape"),
+        (np.ones((3, 3, 2)), np.ones((2, 2)), "valid", "template: 1 channels"),
+        (np.ones(3), np.ones((2, 2)), "valid", "image: shape"),
+        (np.ones((3, 3)), np.full((2, 2), np.nan), "valid", "template: some"),
+        (np.ones((3, 3)), np.ones((2, 2)), "full", "mode: 'full'"),
+        (np.ones((3, 3)) * 1j, np.ones((2, 2)), "valid", "image: expected real"),
+    ],
+)
+def test_errors_say_what_is_wrong(image, template, mode, error):
+    with pytest.raises((ValueError, TypeError), match=error):
+        match_template(image, template, mode=mode)
