@@ -3,6 +3,7 @@
 from wherever.engine.algorithms.depthwise_gradient import DepthwiseGradient
 from wherever.engine.algorithms.direct import Direct
 from wherever.engine.algorithms.exact import ExactIntegers
+from wherever.engine.algorithms.fourier import Fourier
 from wherever.engine.algorithms.fourier_channels import FourierChannels
 from wherever.engine.algorithms.im2col import Im2col
 from wherever.engine.algorithms.overlap_save import OverlapSave
@@ -23,6 +24,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Winograd(),
     Filter(),
     Depthwise(),
+    Fourier(),
     FourierChannels(),
     Phases("phases", (*_DIRECT, Winograd())),
     Phases("phases_directly", _DIRECT),
@@ -43,6 +45,7 @@ __all__ = [
     "Direct",
     "ExactIntegers",
     "Filter",
+    "Fourier",
     "FourierChannels",
     "Im2col",
     "Outer",

@@ -441,6 +441,12 @@ class Place:
         function = kernel.intrinsic(name, VOID, [kernel.vector, POINTER, mask.value.type])
         kernel.builder.call(function, [vector.value, self.address, mask.value])
 
+    def copy(self, source: Place) -> None:
+        """Put the one number that is at another place here."""
+        builder, kernel = self.kernel.builder, self.kernel
+        number = builder.load(source.address, typ=kernel.element, align=kernel.bytes)
+        builder.store(number, self.address, align=kernel.bytes)
+
     def splat(self) -> Vector:
         """The one number that is here, in every lane."""
         kernel, builder = self.kernel, self.kernel.builder

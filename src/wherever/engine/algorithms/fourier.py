@@ -1,0 +1,542 @@
+"""Fourier: images and signals whose channels are independent, convolved by generated Fourier transforms of tiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wherever.engine import run
+from wherever.engine.algorithms.blockwise import channels_first
+from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
+from wherever.engine.algorithms.im2col import Im2colPrepared
+from wherever.engine.algorithms.overlap_save import transform_length
+from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.blocks import Run, box, fill_footprint, runs
+from wherever.engine.copies import assign
+from wherever.engine.kernels.codelets import frequencies, radices, twiddles
+from wherever.engine.kernels.compile import compiled, host, unavailable
+from wherever.engine.kernels.fourier_image import OUTSIDE, PAIR, TILE, Layout, fourier_tiles
+from wherever.engine.machine import Machine, working_dtype
+from wherever.problem import Array, ConvProblem
+
+_LARGEST_RADIX = 8  # of all codelets but the last of a column: larger ones spill, and take long to compile
+_LONGEST = 1 << 14  # places along one dimension of a tile
+_MOST_BYTES = 64 << 20  # of workspace and spectra, or 32 times the kernels, unless no smaller tiles exist
+
+
+class Fourier:
+    """Overlap-save on tiles of an image, or of a signal, by generated kernels.
+
+    Every tile is correlated with the whole kernel by the convolution theorem; where nothing wraps around, the result
+    is written. Two tiles are transformed as the real and the imaginary part of one. A tile whose result is not finite
+    is summed directly.
+    """
+
+    name = "fourier"
+    sums_directly = False
+
+    def refuses(self, problem: ConvProblem) -> str | None:
+        """Channels that are summed, more than two dimensions, what is not a real floating-point number."""
+        refusal = unavailable() or refuses_direction(problem)
+        if refusal is not None:
+            return refusal
+        if as_forward(problem).group_in != 1:
+            return f"transforms channels by themselves, and does not sum {as_forward(problem).group_in} of them"
+        if problem.spatial > 2:
+            return f"has tiles of images and signals, not of {problem.spatial} dimensions"
+        if problem.taps == 1:
+            return "a kernel of one place needs no transform"
+        if working_dtype(problem.dtype).char not in "fd":
+            return f"has kernels for float32 and float64, not {problem.dtype}"
+        if not isinstance(problem.boundary, str) and not np.isfinite(problem.boundary):
+            return "transforms no boundary that is not finite"
+        if not as_forward(problem).multiply_adds:
+            return "there is nothing to transform"
+        if best_tiling(dense(as_forward(problem)), Machine()) is None:
+            return f"has no tiles for a kernel that spans {'x'.join(map(str, problem.extent))} places"
+        return None
+
+    def estimate(self, problem: ConvProblem, machine: Machine) -> float:
+        """The cost of the best tiles."""
+        tiling = best_tiling(dense(as_forward(problem)), machine)
+        return math.inf if tiling is None else tiling.seconds
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """Of one pair of tiles; and the spectra of the kernels."""
+        tiling = best_tiling(dense(as_forward(problem)), Machine())
+        return 0 if tiling is None else tiling.workspace
+
+    def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
+        """Transform the kernels."""
+        if problem.direction == "transpose" and not np.isfinite(operand).all():
+            return Im2colPrepared(problem, operand, bias)
+        return FourierPrepared(as_forward(problem), forward_weights(problem, operand), bias)
+
+
+def dense(problem: ConvProblem) -> ConvProblem:
+    """The problem of stride 1 whose outputs include those of this one; as an image of one row, if it is a signal."""
+    padding = tuple(
+        (before, (m - 1) * s + e - n - before)
+        for n, m, s, e, (before, _) in zip(
+            problem.size, problem.output, problem.stride, problem.extent, problem.padding, strict=True
+        )
+    )
+    ones, zero = (1,) * (2 - problem.spatial), ((0, 0),) * (2 - problem.spatial)
+    return dataclasses.replace(
+        problem,
+        size=(*ones, *problem.size),
+        kernel=(*ones, *problem.kernel),
+        stride=(1, 1),
+        dilation=(*ones, *problem.dilation),
+        padding=(*zero, *padding),
+    )
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles, and what they cost.
+
+    Attributes
+    ----------
+    layout : Layout
+        Their transforms.
+    signal : bool
+        Whether a tile is one long row.
+    shape : tuple of int
+        Outputs of a tile in each dimension.
+    tiles : int
+        Of one image.
+    seconds : float
+    workspace : int
+        Bytes.
+    """
+
+    layout: Layout
+    signal: bool
+    shape: tuple[int, int]
+    tiles: int
+    seconds: float
+    workspace: int
+
+
+@functools.lru_cache(maxsize=512)
+def best_tiling(problem: ConvProblem, machine: Machine) -> Tiling | None:
+    """The cheapest tiles of a dense problem; None if there are none."""
+    found = tilings(problem, machine)
+    limit = max(_MOST_BYTES, 32 * math.prod(problem.w_shape) * working_dtype(problem.dtype).itemsize)
+    fitting = [tiling for tiling in found if tiling.workspace <= limit]
+    return min(fitting or found, key=lambda tiling: tiling.seconds, default=None)
+
+
+def tilings(problem: ConvProblem, machine: Machine) -> list[Tiling]:
+    """All tiles of a dense problem that are considered."""
+    return _signal_tilings(problem, machine) if problem.extent[0] == 1 else _image_tilings(problem, machine)
+
+
+@functools.cache
+def _lengths(step: int, last: int | None) -> list[tuple[int, tuple[int, ...]]]:
+    """Multiples of a step with few radices, and these."""
+    found = []
+    for length in range(step, _LONGEST + 1, step):
+        factors = radices(length, _LARGEST_RADIX, last)
+        if factors is not None and len(factors) <= 5:
+            found.append((length, factors))
+    return found
+
+
+def _image_tilings(problem: ConvProblem, machine: Machine) -> list[Tiling]:
+    dtype = working_dtype(problem.dtype).name
+    lanes = host().lanes(dtype)
+    down = _axis_options(problem, 0, _lengths(_last(lanes), _last(lanes)), 1)
+    across = _axis_options(problem, 1, _lengths(lanes, None), lanes)
+    return [
+        _tiling(problem, machine, Layout(dtype, lanes, rows, columns), False, (high, wide), count * number)
+        for high, rows, count in down
+        for wide, columns, number in across
+    ]
+
+
+def _last(lanes: int) -> int:
+    """The last radix of the columns."""
+    return max(lanes, 8)
+
+
+def _axis_options(
+    problem: ConvProblem, dim: int, lengths: list[tuple[int, tuple[int, ...]]], multiple: int
+) -> list[tuple[int, tuple[int, ...], int]]:
+    """(outputs of a tile, radices, number of tiles) for tiles of all good lengths, up to the whole axis."""
+    n, extent = problem.output[dim], problem.extent[dim]
+    whole = transform_length(problem, dim, 0, n)
+    options = []
+    for length, factors in lengths:
+        if length >= whole:
+            options.append((n, factors, 1))
+            break
+        most = length - extent + 1
+        most = most // multiple * multiple if most < n else most
+        if most < 1 or length < min(1.15 * extent, extent + 32):
+            continue
+        tiles = -(-n // most)
+        count = -(-n // tiles)
+        options.append((min(most, -(-count // multiple) * multiple), factors, tiles))
+    return options
+
+
+def _signal_tilings(problem: ConvProblem, machine: Machine) -> list[Tiling]:
+    """Tiles that are one long row: of a square of places, about."""
+    dtype = working_dtype(problem.dtype).name
+    lanes = host().lanes(dtype)
+    n, extent = problem.output[1], problem.extent[1]
+    found = []
+    for (high, rows), (wide, columns) in itertools.product(_lengths(_last(lanes), _last(lanes)), _lengths(lanes, None)):
+        if not wide / 8 <= high <= 2 * wide or high * wide > _LONGEST * 64:
+            continue
+        most = (high * wide - extent + 1) // wide
+        if most < 1 or (most * wide > 2 * n and high > _last(lanes)):
+            continue
+        # Whole rows of a tile are written.
+        tiles = problem.output[0] * -(-n // (most * wide))
+        layout = Layout(dtype, lanes, rows, columns)
+        found.append(_tiling(problem, machine, layout, True, (1, most * wide), tiles))
+    return found
+
+
+def _tiling(
+    problem: ConvProblem, machine: Machine, layout: Layout, signal: bool, shape: tuple[int, int], tiles: int
+) -> Tiling:
+    size = working_dtype(problem.dtype).itemsize
+    pairs = problem.out_channels * -(-problem.batch * tiles // 2)
+    places = layout.high * layout.wide
+    # What passes through the cache for each pair; and between columns and rows of a signal the roots, twice.
+    touched = (sum(layout.scratch) + layout.spectrum * (2 if signal else 1)) * size
+    passes = 2 * (len(layout.down) + len(layout.across)) + (3 if signal else 0)
+    beyond = max(0.0, math.log2(touched / (4 * machine.cache)))
+    per_place = 2.5 * passes / machine.transforms + (4 + 4 * beyond) / machine.copy
+    # A spectrum takes half of the transforms, and is written.
+    seconds = places * per_place * (pairs + 0.6 * problem.out_channels) * size / 4 + 40 * machine.call
+    workspace = (sum(layout.scratch) + layout.spectrum * problem.out_channels) * size
+    return Tiling(layout, signal, shape, tiles, seconds, workspace)
+
+
+class _Grid:
+    """The tiles of one image, row after row, and the tables that tell the kernel what they show.
+
+    Attributes
+    ----------
+    starts, counts : array (tiles, 2)
+        First output of each tile, and number of outputs.
+    corners : array (tiles, 2)
+        First place of x that each tile shows.
+    rows, columns : array
+        Tables as `fourier_tiles` reads them: of each row and of each column of tiles, then of a copy of a tile.
+    tables : array (tiles, 2)
+        Where each tile's part of the tables begins.
+    copies : tuple of int
+        Where that of a copy begins.
+    """
+
+    def __init__(self, problem: ConvProblem, tiling: Tiling) -> None:
+        layout, p = tiling.layout, problem
+        starts = [np.arange(0, n, m) for n, m in zip(p.output, tiling.shape, strict=True)]
+        down, across = (a.ravel() for a in np.meshgrid(*(np.arange(len(s)) for s in starts), indexing="ij"))
+        self.starts = np.stack([starts[0][down], starts[1][across]], axis=1)
+        self.counts = np.minimum(tiling.shape, np.array(p.output) - self.starts)
+        self.corners = self.starts - [before for before, _ in p.padding]
+        rows, columns = [np.arange(layout.high)], [[1, 0, 0, layout.wide, 0, 1]]
+        if not tiling.signal:
+            rows = [*(_rows(p, int(start), layout.high) for start in starts[0]), *rows]
+            columns = [*(_columns(p, int(start), layout.wide) for start in starts[1]), *columns]
+        self.rows, self.columns = np.concatenate(rows), np.concatenate(columns)
+        begin = np.cumsum([0, *map(len, columns)])
+        self.copies = (len(self.rows) - layout.high, int(begin[-2]))
+        tables = np.zeros_like(down), np.zeros_like(down)
+        if not tiling.signal:
+            tables = down * layout.high, begin[across]
+        self.tables = np.stack(tables, axis=1)
+
+
+def _rows(problem: ConvProblem, start: int, length: int) -> npt.NDArray[np.int64]:
+    """The rows of x, or OUTSIDE, that a tile shows which computes the outputs from row ``start`` on."""
+    rows = np.full(length, OUTSIDE)
+    for piece in _runs(problem, 0, start, length):
+        rows[piece.foot] = np.arange(problem.size[0])[piece.x]
+    return rows
+
+
+def _columns(problem: ConvProblem, start: int, length: int) -> list[int]:
+    """The pieces that the columns of a tile fall into: see `fourier_tiles`."""
+    pieces, covered = [], 0
+    for piece in _runs(problem, 1, start, length):
+        count = piece.foot.stop - piece.foot.start
+        step = piece.x.step or int(piece.x.stop - piece.x.start == count)
+        pieces += [piece.foot.start, count, piece.x.start, step]
+        covered += count
+    return [len(pieces) // 4, int(covered < length), *pieces]
+
+
+def _runs(problem: ConvProblem, dim: int, start: int, length: int) -> list[Run]:
+    """The runs of what a tile shows: as much as its outputs need, and what else is inside x."""
+    size, first = problem.size[dim], start - problem.padding[dim][0]
+    needed = problem.output[dim] - start + problem.extent[dim] - 1
+    return runs(first, min(length, max(needed, size - first)), size, problem.boundary)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A tile of an image and channel."""
+
+    image: int
+    channel: int
+    number: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the kernel is called with."""
+
+    x: Array
+    y: Array
+    pitches: tuple[int, int]
+    rows: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64]
+    pairs: npt.NDArray[np.int64]
+    odd: Array
+
+
+class FourierPrepared:
+    """Spectra of the kernels, one for each output channel, and tables of what the tiles show."""
+
+    def __init__(
+        self, problem: ConvProblem, operand: Array, bias: Array | None = None, tiling: Tiling | None = None
+    ) -> None:
+        self.problem, self.operand = problem, operand
+        self.dense = dense(problem)
+        self.dtype: np.dtype[Any] = working_dtype(problem.dtype)
+        found = tiling or best_tiling(self.dense, Machine())
+        assert found is not None  # refused
+        self.tiling = found
+        self.layout = layout = found.layout
+        self.kernel = compiled(
+            fourier_tiles, dtype=layout.dtype, down=layout.down, across=layout.across, signal=found.signal
+        )
+        self.twiddles = np.concatenate([twiddles(layout.down, self.dtype), twiddles(layout.across, self.dtype)])
+        self.roots = self._roots() if found.signal else np.zeros(1, self.dtype)
+        self.bias = np.zeros(problem.out_channels, self.dtype)
+        if bias is not None:
+            self.bias[:] = bias
+        self.spectra = self._spectra(operand.astype(self.dtype, copy=False))
+        self.grid = _Grid(self.dense, found)
+        self._plans: dict[tuple[Any, ...], tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = {}
+
+    # What is prepared.
+
+    def _roots(self) -> Array:
+        """The twiddles between columns and rows of a signal, laid out like a spectrum."""
+        layout = self.layout
+        places = layout.high * layout.wide
+        products = np.outer(frequencies(layout.down), np.arange(layout.wide)) % places
+        angles = (-2 * np.pi / places) * products.reshape(-1, layout.lanes, layout.wide).transpose(0, 2, 1)
+        return np.ascontiguousarray(np.stack([np.cos(angles), np.sin(angles)], axis=2), self.dtype)
+
+    def _spectra(self, operand: Array) -> Array:
+        """The conjugate spectra of the kernels, spread by their dilation."""
+        p, layout, signal = self.dense, self.layout, self.tiling.signal
+        # Taps that lie beyond a tile meet nothing (`transform_length`).
+        lengths = (1, layout.high * layout.wide) if signal else (layout.high, layout.wide)
+        reached = [min(r, -(-n // d)) for r, n, d in zip(p.kernel, lengths, p.dilation, strict=True)]
+        extent = [(r - 1) * d + 1 for r, d in zip(reached, p.dilation, strict=True)]
+        wide = layout.wide if signal else extent[1]
+        high = -(-extent[1] // wide) if signal else extent[0]
+        x = np.zeros((p.out_channels, high, wide), self.dtype)
+        places = x.reshape(p.out_channels, 1, -1) if signal else x
+        taps = operand.reshape(p.out_channels, *p.kernel)[:, : reached[0], : reached[1]]
+        places[:, : extent[0] : p.dilation[0], : extent[1] : p.dilation[1]] = taps
+        # The real part shows the kernel, the imaginary part nothing.
+        rows = np.full(2 * layout.high, OUTSIDE)
+        rows[:high] = np.arange(high)
+        columns = np.array([1, int(wide < layout.wide), 0, wide, 0, 1], np.int64)
+        channel = np.arange(p.out_channels)
+        pairs = np.zeros((p.out_channels, len(PAIR)), np.int64)
+        pairs[:, PAIR.index("x0")] = channel * (high * wide)
+        pairs[:, PAIR.index("rows1")] = layout.high
+        pairs[:, PAIR.index("spectrum")] = channel * layout.spectrum
+        h = np.empty(p.out_channels * layout.spectrum, self.dtype)
+        job = _Job(x, x, (wide, 0), rows, columns, pairs, x)
+        self._call(job, h, (0, len(pairs)), scale=1 / (layout.high * layout.wide))
+        return h
+
+    # Running.
+
+    def run(self, source: Array, out: Array, threads: int) -> None:
+        """Compute into ``out``; see `Prepared.run`."""
+        x, y = channels_first(self.problem, source), channels_first(self.problem, out)
+        if self.problem.spatial == 1:
+            x, y = x[:, :, None], y[:, :, None]
+        pairs, in_place = self._plan(x, y)
+        odd = np.zeros((len(pairs), self.layout.lanes), self.dtype)
+        pitches = (self.layout.wide,) * 2 if self.tiling.signal else self._pitches(x, y)
+        job = _Job(x, y, pitches, self.grid.rows, self.grid.columns, pairs, odd)
+
+        def work(some: tuple[int, int]) -> None:
+            if in_place[some[0]]:
+                self._call(job, self.spectra, some)
+            else:
+                self._copied(job, some[0])
+
+        run.for_each(work, _ranges(in_place, threads), threads)
+        for pair in np.flatnonzero(np.isnan(odd).any(axis=1)):
+            for tile in self._tiles(int(pair)):
+                self._directly(x, y, tile)
+
+    def _call(self, job: _Job, spectra: Array, some: tuple[int, int], scale: float = 0.0) -> None:
+        """Call the kernel for some of the pairs; with a scale, to write spectra."""
+        outside = 0.0 if scale or isinstance(self.dense.boundary, str) else self.dense.boundary
+        numbers = np.array([scale, outside], self.dtype)
+        sizes = np.array([*some, int(scale > 0), *job.pitches], np.int64)
+        workspaces = run.workspace("fourier", *self.layout.scratch, dtype=self.dtype)
+        arrays = [job.x, spectra, job.y, self.bias, *workspaces, self.twiddles, self.roots, job.odd, numbers]
+        self.kernel(*(a.ctypes.data for a in (*arrays, job.rows, job.columns, job.pairs, sizes)))
+
+    def _plan(self, x: Array, y: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """The table of pairs for arrays of these strides, and which of them are computed where they lie."""
+        there = self._usable(x) and self._usable(y) and set(self.problem.stride) == {1}
+        key = (there, x.strides, y.strides)
+        if key in self._plans:
+            return self._plans[key]
+        p, grid, layout, signal = self.dense, self.grid, self.layout, self.tiling.signal
+        # All tiles of a channel, in pairs: (pairs, part); behind the last tile there may be one that is not.
+        tiles = p.batch * len(grid.starts)
+        number = np.arange(-(-tiles // 2) * 2).reshape(-1, 2)
+        exists, number = number < tiles, np.minimum(number, tiles - 1)
+        image, tile = np.divmod(number, len(grid.starts))
+        xs, ys = ([stride // self.dtype.itemsize for stride in a.strides] for a in (x, y))
+        x_place, y_place = image * xs[0], image * ys[0] + grid.starts[tile] @ ys[2:]
+        high, wide = np.moveaxis(grid.counts[tile], -1, 0)
+        in_place = np.full(len(number), there)
+        if signal:
+            length = (1, layout.high * layout.wide)
+            inside = ((grid.corners >= 0) & (grid.corners + length <= p.size)).all(axis=1)
+            in_place &= (inside & (grid.counts[:, 1] == self.tiling.shape[1]))[tile].all(axis=1)
+            x_place = x_place + grid.corners[tile] @ xs[2:]
+            high, wide = np.full_like(tile, self.tiling.shape[1] // layout.wide), np.full_like(tile, layout.wide)
+        fields = [x_place, *np.moveaxis(grid.tables[tile], -1, 0), y_place, high * exists, wide * exists]
+        channel = np.arange(p.out_channels)[:, None]
+        pairs = np.zeros((p.out_channels, len(number), len(PAIR)), np.int64)
+        pairs[..., : 2 * len(TILE)] = np.stack(fields, axis=-1).reshape(len(number), -1)
+        for part in (0, len(TILE)):
+            pairs[..., part + TILE.index("x")] += channel // p.group_out * xs[1]
+            pairs[..., part + TILE.index("y")] += channel * ys[1]
+        pairs[..., -2], pairs[..., -1] = channel * layout.spectrum, channel
+        if len(self._plans) > 10:  # arrays of ever other memory orders
+            self._plans.clear()
+        found = self._plans[key] = pairs.reshape(-1, len(PAIR)), np.tile(in_place, p.out_channels)
+        return found
+
+    def _tiles(self, pair: int) -> list[_Tile]:
+        """The tiles of a pair."""
+        tiles = self.dense.batch * len(self.grid.starts)
+        channel, first = pair // -(-tiles // 2), pair % -(-tiles // 2) * 2
+        each = len(self.grid.starts)
+        return [_Tile(n // each, channel, n % each) for n in range(first, min(first + 2, tiles))]
+
+    def _usable(self, a: Array) -> bool:
+        """Whether the kernel can work on an array (n, channels, rows, columns) where it lies."""
+        size = self.dtype.itemsize
+        if a.dtype != self.dtype or not a.flags.aligned or any(stride % size for stride in a.strides):
+            return False
+        return a.strides[-1] == size or a.shape[-1] == 1
+
+    def _pitches(self, x: Array, y: Array) -> tuple[int, int]:
+        return x.strides[2] // self.dtype.itemsize, y.strides[2] // self.dtype.itemsize
+
+    def _copied(self, job: _Job, number: int) -> None:
+        """Compute a pair from copies of its footprints, and copy its results out."""
+        p, layout, grid, tiles = self.dense, self.layout, self.grid, self._tiles(number)
+        signal, shape = self.tiling.signal, self.tiling.shape
+        lengths = (1, layout.high * layout.wide) if signal else (layout.high, layout.wide)
+        places, outputs = math.prod(lengths), math.prod(shape)
+        x, y = run.workspace("copies", 2 * places, 2 * outputs, dtype=self.dtype)
+        x, y = x.reshape(2, 1, 1, *lengths), y.reshape(2, 1, 1, *shape)
+        x[len(tiles) :] = 0
+        for tile, copy in zip(tiles, x, strict=False):
+            start, count = (tuple(map(int, a[tile.number])) for a in (grid.starts, grid.counts))
+            block = box(p, slice(tile.image, tile.image + 1), start, count, gapless=True)
+            seen = tuple(min(n, m) for n, m in zip(block.foot_shape, lengths, strict=True))
+            if seen != lengths:
+                copy[...] = 0
+            channel = tile.channel // p.group_out
+            block = dataclasses.replace(block, foot_shape=seen)
+            fill_footprint(p, job.x[block.images, channel : channel + 1], block, copy[..., : seen[0], : seen[1]])
+        pair = job.pairs[number : number + 1].copy()
+        for part in range(2):
+            fields = pair[0, part * len(TILE) :]
+            fields[0], fields[1:3], fields[3] = part * places, grid.copies, part * outputs
+        pitches = (layout.wide, layout.wide if signal else shape[1])
+        odd = np.zeros((1, layout.lanes), self.dtype)
+        copied = _Job(x, y, pitches, job.rows, job.columns, pair, odd)
+        self._call(copied, self.spectra, (0, 1))
+        job.odd[number] = odd[0]
+        for tile, copy in zip(tiles, y, strict=False):
+            target, places_of = self._target(job.y, tile)
+            assign(target, copy[0, 0][places_of])
+
+    def _target(self, y: Array, tile: _Tile) -> tuple[Array, tuple[slice, ...]]:
+        """The outputs of the problem that are a tile's, and which of the tile's outputs they are."""
+        strides = (*(1,) * (2 - self.problem.spatial), *self.problem.stride)
+        outputs, places = [], []
+        for start, count, s in zip(self.grid.starts[tile.number], self.grid.counts[tile.number], strides, strict=True):
+            first, last = -(-start // s), -(-(start + count) // s)
+            outputs.append(slice(first, last))
+            places.append(slice(first * s - start, count, s))
+        rows, columns = outputs
+        return y[tile.image, tile.channel, rows, columns], tuple(places)
+
+    def _directly(self, x: Array, y: Array, tile: _Tile) -> None:
+        """Sum a tile whose transform is not finite."""
+        p, spatial = self.problem, self.problem.spatial
+        target, _ = self._target(y, tile)
+        if not target.size:
+            return
+        strides = (*(1,) * (2 - spatial), *p.stride)
+        first = tuple(int(-(-start // s)) for start, s in zip(self.grid.starts[tile.number], strides, strict=True))
+        image, channel = slice(tile.image, tile.image + 1), tile.channel // p.group_out
+        block = box(p, image, first[2 - spatial :], target.shape[2 - spatial :], gapless=True)
+        foot = np.empty((1, 1, *block.foot_shape), self.dtype)
+        seen = x if spatial == 2 else x[:, :, 0]
+        fill_footprint(p, seen[image, channel : channel + 1], block, foot)
+        alone = dataclasses.replace(
+            p,
+            batch=1,
+            in_channels=1,
+            out_channels=1,
+            groups=1,
+            size=block.foot_shape,
+            padding=((0, 0),) * spatial,
+            boundary=0,
+            layout="channels_first",
+            dtype=self.dtype,
+        )
+        result = np.empty((1, 1, *block.shape), self.dtype)
+        some = slice(tile.channel, tile.channel + 1)
+        Im2colPrepared(alone, self.operand[some], self.bias[some]).run(foot, result, 1)
+        target[...] = result.reshape(target.shape)
+
+
+def _ranges(in_place: npt.NDArray[np.bool_], threads: int) -> list[tuple[int, int]]:
+    """Ranges of pairs for the threads; pairs that need copies one by one."""
+    most = len(in_place) if threads == 1 else max(1, len(in_place) // (4 * threads))
+    ranges, first = [], 0
+    while first < len(in_place):
+        last = first + 1
+        while in_place[first] and last < len(in_place) and in_place[last] and last - first < most:
+            last += 1
+        ranges.append((first, last))
+        first = last
+    return ranges

@@ -1,0 +1,127 @@
+"""Fourier tiles of images and signals: every boundary, tiles of many lengths, tiles read in place and from copies."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.signal
+from strategies import assert_close, expected, numbers
+
+from wherever.engine.algorithms import Fourier, fourier
+from wherever.engine.algorithms.fourier import FourierPrepared, dense
+from wherever.engine.machine import Machine
+from wherever.problem import ConvProblem
+
+
+def padded(problem, x):
+    """The image with its boundary, in float64."""
+    widths = [(0, 0), (0, 0), *problem.padding]
+    if isinstance(problem.boundary, str):
+        return np.pad(x.astype(np.float64), widths, mode=problem.boundary)
+    return np.pad(x.astype(np.float64), widths, constant_values=problem.boundary)
+
+
+def truth_of(problem, x, w):
+    """Of one channel by SciPy's FFT in float64."""
+    seen = padded(problem, x)
+    flipped = np.flip(w.astype(np.float64), tuple(range(2, w.ndim)))
+    return scipy.signal.fftconvolve(seen, flipped, mode="valid", axes=tuple(range(2, w.ndim)))
+
+
+def run(problem, x, w, tiling=None, threads=1):
+    out = np.full(problem.y_shape, np.nan, problem.dtype)
+    FourierPrepared(problem, w, tiling=tiling).run(x, out, threads)
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("boundary", ["zeros", "edge", "reflect", "symmetric", "wrap", -1.5])
+@pytest.mark.parametrize("shape", [(301, 283), (7001,)], ids=["image", "signal"])
+def test_many_tiles_with_every_boundary(shape, boundary, dtype):
+    kernel = (21, 35)[-len(shape) :]
+    padding = ((12, 8), (9, 30))[-len(shape) :]
+    problem = ConvProblem.from_shapes((1, 1, *shape), (1, 1, *kernel), padding=padding, boundary=boundary, dtype=dtype)
+    x, w = numbers(problem.x_shape, dtype), numbers(problem.w_shape, dtype, 1)
+    prepared = FourierPrepared(problem, w)
+    assert len(prepared.grid.starts) > 2
+    assert_close(run(problem, x, w), truth_of(problem, x, w), dtype)
+
+
+@pytest.mark.parametrize("shape", [(90, 110), (2500,)], ids=["image", "signal"])
+def test_tiles_of_many_lengths_give_the_same_result(shape):
+    """Of the tilings that the planner may consider, every so-many-th."""
+    problem = ConvProblem.from_shapes((3, 1, *shape), (1, 1, *(9, 14)[-len(shape) :]), padding="same", boundary="edge")
+    x, w = numbers(problem.x_shape, "float32"), numbers(problem.w_shape, "float32", 1)
+    truth = truth_of(problem, x, w)
+    tilings = fourier.tilings(dense(problem), Machine())
+    for tiling in tilings[:: -(-len(tilings) // 12)]:
+        assert_close(run(problem, x, w, tiling), truth, "float32")
+
+
+def test_large_tiles_are_copied_a_few_columns_at_a_time(monkeypatch):
+    from wherever.engine.kernels import fourier_image
+
+    problem = ConvProblem.from_shapes((1, 1, 1300, 700), (1, 1, 601, 90), padding="same", boundary="symmetric")
+    x, w = numbers(problem.x_shape, "float32"), numbers(problem.w_shape, "float32", 1)
+    layout = FourierPrepared(problem, w).layout
+    assert layout.chunk < layout.wide
+    assert layout.chunk * 2 * layout.high * 4 <= 2 * fourier_image.CHUNK_BYTES
+    assert_close(run(problem, x, w), truth_of(problem, x, w), "float32")
+
+
+def test_a_kernel_as_large_as_the_image_wraps_into_the_zero_border():
+    """The source's translation invariant layer, smaller."""
+    problem = ConvProblem.from_shapes((1, 1, 100, 90), (1, 1, 199, 179), padding="same")
+    x, w = numbers(problem.x_shape, "float32"), numbers(problem.w_shape, "float32", 1)
+    prepared = FourierPrepared(problem, w)
+    assert prepared.layout.high < 298
+    assert_close(run(problem, x, w), truth_of(problem, x, w), "float32")
+
+
+@pytest.mark.parametrize("shape", [(260, 250), (9000,)], ids=["image", "signal"])
+def test_numbers_that_are_not_finite_stay_local_among_many_tiles(shape):
+    problem = ConvProblem.from_shapes((1, 1, *shape), (1, 1, *(5, 7)[-len(shape) :]), padding="same")
+    x, w = numbers(problem.x_shape, "float32"), numbers(problem.w_shape, "float32", 1)
+    middle = tuple(n // 2 for n in shape)
+    x[(0, 0, *middle)] = np.nan
+    x[(0, 0, *(3 for _ in shape))] = np.inf
+    with np.errstate(all="ignore"):
+        truth = expected(problem, x, w)
+    found = run(problem, x, w)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(truth))
+    np.testing.assert_array_equal(np.isposinf(found), np.isposinf(truth))
+    finite = np.isfinite(truth)
+    assert np.abs(found[finite] - truth[finite]).max() < 8e-6 * np.abs(truth[finite]).max()
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_channels_images_strides_and_threads(layout):
+    """In place where neighbours lie side by side, from copies otherwise; the same bits for any number of threads."""
+    shape = (3, 4, 100, 90) if layout == "channels_first" else (3, 100, 90, 4)
+    for stride in (1, (2, 3)):
+        problem = ConvProblem.from_shapes(
+            shape,
+            (8, 1, 11, 9),
+            groups=4,
+            padding="same",
+            stride=stride,
+            dilation=(1, 2),
+            layout=layout,
+            boundary="wrap",
+        )
+        x, w = numbers(shape, "float32"), numbers(problem.w_shape, "float32", 1)
+        bias = numbers((8,), "float32", 2)
+        results = []
+        for threads in (1, 2, 5):
+            out = np.full(problem.y_shape, np.nan, np.float32)
+            Fourier().prepare(problem, w, bias).run(x, out, threads)
+            results.append(out)
+        truth = expected(problem, x, w) + bias.reshape(-1, *(1, 1) if layout == "channels_first" else ())
+        assert_close(results[0], truth, "float32")
+        assert results[0].tobytes() == results[1].tobytes() == results[2].tobytes()
+
+
+def test_a_boundary_that_is_not_finite_is_refused():
+    problem = ConvProblem.from_shapes((1, 1, 30, 30), (1, 1, 5, 5), padding=2)
+    assert Fourier().refuses(problem) is None
+    assert "not finite" in Fourier().refuses(dataclasses.replace(problem, boundary=np.nan))
