@@ -27,6 +27,8 @@ from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
 _LARGEST_RADIX = 8  # of all codelets but the last of a column: larger ones spill, and take long to compile
+_APART = 1.12  # ratio of two lengths of tiles that are compared
+_COPIED = 40  # calls that a pair of tiles costs which are copied
 _LONGEST = 1 << 14  # places along one dimension of a tile
 _MOST_BYTES = 64 << 20  # of workspace and spectra, or 32 times the kernels, unless no smaller tiles exist
 
@@ -64,9 +66,16 @@ class Fourier:
         return None
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
-        """The cost of the best tiles."""
-        tiling = best_tiling(dense(as_forward(problem)), machine)
-        return math.inf if tiling is None else tiling.seconds
+        """The cost of the best tiles; with a stride, of all outputs of stride 1 and of choosing among them."""
+        forward = as_forward(problem)
+        tiling = best_tiling(dense(forward), machine)
+        if tiling is None:
+            return math.inf
+        chosen = 0.0
+        if set(problem.stride) != {1}:
+            pairs = forward.out_channels * -(-forward.batch * tiling.tiles // 2)
+            chosen = pairs * (_COPIED * machine.call + 16 * math.prod(tiling.shape) / machine.copy)
+        return tiling.seconds + chosen
 
     def workspace(self, problem: ConvProblem) -> int:
         """Of one pair of tiles; and the spectra of the kernels."""
@@ -174,19 +183,32 @@ def _axis_options(
     """(outputs of a tile, radices, number of tiles) for tiles of all good lengths, up to the whole axis."""
     n, extent = problem.output[dim], problem.extent[dim]
     whole = transform_length(problem, dim, 0, n)
-    options = []
+    options: list[tuple[int, tuple[int, ...], int]] = []
+    longest, before, fewest = max(512, 8 * extent), 0.0, math.inf
     for length, factors in lengths:
         if length >= whole:
             options.append((n, factors, 1))
             break
         most = length - extent + 1
         most = most // multiple * multiple if most < n else most
-        if most < 1 or length < min(1.15 * extent, extent + 32):
+        if most < 1 or length < min(1.15 * extent, extent + 32) or (length > longest and options):
             continue
         tiles = -(-n // most)
-        count = -(-n // tiles)
-        options.append((min(most, -(-count // multiple) * multiple), factors, tiles))
+        # Lengths far enough apart, and only those that need fewer tiles.
+        if length < _APART * before or tiles >= fewest:
+            continue
+        before, fewest = length, tiles
+        options.append((min(most, -(-n // tiles // multiple) * multiple), factors, tiles))
     return options
+
+
+def _spread(lengths: list[tuple[int, tuple[int, ...]]]) -> list[tuple[int, tuple[int, ...]]]:
+    """Those of the lengths that are far enough apart."""
+    found: list[tuple[int, tuple[int, ...]]] = []
+    for length, factors in lengths:
+        if not found or length >= _APART * found[-1][0]:
+            found.append((length, factors))
+    return found
 
 
 def _signal_tilings(problem: ConvProblem, machine: Machine) -> list[Tiling]:
@@ -195,7 +217,8 @@ def _signal_tilings(problem: ConvProblem, machine: Machine) -> list[Tiling]:
     lanes = host().lanes(dtype)
     n, extent = problem.output[1], problem.extent[1]
     found = []
-    for (high, rows), (wide, columns) in itertools.product(_lengths(_last(lanes), _last(lanes)), _lengths(lanes, None)):
+    options = (_spread(lengths) for lengths in (_lengths(_last(lanes), _last(lanes)), _lengths(lanes, None)))
+    for (high, rows), (wide, columns) in itertools.product(*options):
         if not wide / 8 <= high <= 2 * wide or high * wide > _LONGEST * 64:
             continue
         most = (high * wide - extent + 1) // wide
@@ -219,10 +242,22 @@ def _tiling(
     passes = 2 * (len(layout.down) + len(layout.across)) + (3 if signal else 0)
     beyond = max(0.0, math.log2(touched / (4 * machine.cache)))
     per_place = 2.5 * passes / machine.transforms + (4 + 4 * beyond) / machine.copy
+    if signal:
+        per_place *= 1.5
     # A spectrum takes half of the transforms, and is written.
     seconds = places * per_place * (pairs + 0.6 * problem.out_channels) * size / 4 + 40 * machine.call
+    copied = _copied(problem, signal, tiles, pairs)
+    seconds += copied * (_COPIED * machine.call + 8 * places * size / 4 / machine.copy)
     workspace = (sum(layout.scratch) + layout.spectrum * problem.out_channels) * size
     return Tiling(layout, signal, shape, tiles, seconds, workspace)
+
+
+def _copied(problem: ConvProblem, signal: bool, tiles: int, pairs: int) -> int:
+    """How many pairs of tiles are copied: all, where neighbours lie apart, or else those at the ends of signals."""
+    if problem.layout == "channels_last" and max(problem.in_channels, problem.out_channels) > 1:
+        return pairs
+    ends = 2 * problem.output[0] * problem.batch * problem.out_channels if signal else 0
+    return min(pairs, ends)
 
 
 class _Grid:
@@ -367,7 +402,7 @@ class FourierPrepared:
         pairs[:, PAIR.index("x0")] = channel * (high * wide)
         pairs[:, PAIR.index("rows1")] = layout.high
         pairs[:, PAIR.index("spectrum")] = channel * layout.spectrum
-        h = np.empty(p.out_channels * layout.spectrum, self.dtype)
+        h = run.fresh(p.out_channels * layout.spectrum, self.dtype)
         job = _Job(x, x, (wide, 0), rows, columns, pairs, x)
         self._call(job, h, (0, len(pairs)), scale=1 / (layout.high * layout.wide))
         return h
