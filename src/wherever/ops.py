@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from wherever.engine.algorithms import Prepared
 from wherever.engine.plan import Choice, choose
 from wherever.engine.run import get_threads
+from wherever.engine.sums import over_places
 from wherever.problem import (
     LAYOUTS,
     Array,
@@ -301,9 +303,26 @@ def conv_bias_gradient(g: npt.ArrayLike, *, spatial: int, layout: str = "channel
     if g.ndim not in (spatial + 1, spatial + 2):
         raise ValueError(f"g: shape {g.shape} does not have {spatial} spatial dimensions, channels, and maybe a batch")
     channel = g.ndim - 1 if layout == "channels_last" else g.ndim - spatial - 1
-    axes = tuple(axis for axis in range(g.ndim) if axis != channel)
-    wide = np.float32 if g.dtype.name in ("float16", "bfloat16") else g.dtype
-    return np.sum(g, axis=axes, dtype=wide).astype(g.dtype, copy=False)
+    if g.dtype.kind in "biu":
+        exact: Array = np.sum(g, axis=tuple(a for a in range(g.ndim) if a != channel), dtype=g.dtype)
+        return exact
+    batched = g if g.ndim == spatial + 2 else g[None]
+    last = layout == "channels_last"
+    places = math.prod(batched.shape[1:-1] if last else batched.shape[2:])
+    if places and g.flags.c_contiguous:
+        flat = (len(batched), places, g.shape[channel]) if last else (len(batched), g.shape[channel], places)
+        sums = over_places(batched.reshape(flat), last)
+        if sums is not None:
+            return sums.astype(g.dtype)
+    # The bias is the weight of a channel that is one everywhere.
+    ones = np.broadcast_to(np.ones(1, g.dtype), _with_channels(batched.shape, 1, layout))
+    shape = (g.shape[channel], 1, *[1] * spatial)
+    return conv_weight_gradient(batched, ones, shape, layout=layout).reshape(-1)
+
+
+def _with_channels(shape: tuple[int, ...], channels: int, layout: str) -> tuple[int, ...]:
+    """The shape (N, C, *S), or (N, *S, C), with another number of channels."""
+    return (shape[0], channels, *shape[2:]) if layout == "channels_first" else (*shape[:-1], channels)
 
 
 def conv_transpose_input_gradient(

@@ -64,7 +64,7 @@ class DepthwiseGradient:
         copied = (0 if last else math.prod(p.x_shape)) + (
             0 if last and pairs == 1 else math.prod(p.y_shape) * p.group_in
         )
-        return (sums + read + (3 if last else 5) * copied / machine.copy) * size + (40 + 20 * pairs) * machine.call
+        return (sums + read + 2 * copied / machine.copy) * size + (40 + 20 * pairs) * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
         """Both images of one part, where they are copied."""
