@@ -130,9 +130,13 @@ def _tiles(p: ConvProblem) -> Iterator[Tile]:
                 rows = -(-count // blocks)
                 strands = max(1, min(4, 8 // (joined * rows * vectors)))
 
-                def step(vectors: int, sums: float = joined * count / blocks, strands: int = strands) -> float:
+                def step(
+                    vectors: int, joined: int = joined, rows: float = count / blocks, apart: int = strands
+                ) -> float:
                     """One place of one tile: multiplications, or loads, or the wait for the sum before."""
-                    return max(sums * vectors, 1.15 * (sums + vectors), 4 / strands) + 1.5
+                    sums = joined * rows
+                    loads = sums + vectors
+                    return max(sums * vectors, 1.15 * loads, 4 / apart) + 0.1 * loads + 2 + joined
 
                 each = across // vectors * step(vectors) + across % vectors * step(1)
                 seconds = taps // joined * blocks * each * (1.02 if x_rows else 1)
