@@ -497,3 +497,17 @@ def test_wide_dilation_reads_only_its_taps():
 def test_arrays_of_no_dimension_are_numbers():
     x, w = np.ones((1, 9)), np.ones((1, 1, 3))
     assert ops.conv(x, w, stride=np.array(2), padding=np.array(1)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_gradients_by_the_bias_keep_the_promise_over_a_million_places(layout, dtype):
+    g = np.abs(numbers((1, 1000, 1003, 3), dtype)) + np.array([1 / 3, 1, 3], dtype)
+    truth = g.reshape(-1, 3).astype(np.longdouble).sum(0)
+    whole = g if layout == "channels_last" else np.ascontiguousarray(np.moveaxis(g, -1, 1))
+    # In order, backwards in memory, and without a batch.
+    backwards = np.ascontiguousarray(whole[:, ::-1, ::-1])[:, ::-1, ::-1]
+    for array in (whole, backwards, whole[0]):
+        result = ops.conv_bias_gradient(array, spatial=2, layout=layout)
+        assert result.dtype == dtype
+        assert np.abs(result - truth).max() <= (8e-6 if dtype == "float32" else 1e-14) * truth.max()

@@ -17,6 +17,7 @@ from wherever.engine.algorithms import (
     Im2col,
     Outer,
     OverlapSave,
+    Phases,
     Places,
     Taps,
     blockwise,
@@ -227,7 +228,7 @@ def test_long_sums_keep_the_accuracy_promise(problem, data, dtype):
         assert_close(out, truth, dtype)
 
 
-@pytest.mark.parametrize("size", [2, 15, 32, 70])
+@pytest.mark.parametrize("size", [2, 11, 15, 32, 70])
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 def test_gradients_by_the_weights_of_many_channels(layout, size):
     """Register tiles of every shape: channels that fill vectors and blocks of rows, and that do not."""
@@ -263,6 +264,22 @@ def test_gradients_by_the_weights_of_depthwise_layers(groups, kernel):
             out = np.empty(problem.w_shape, np.float32)
             DepthwiseGradient().prepare(problem, y).run(x, out, 2)
             assert_close(out, expected(problem, x, y), "float32")
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_phases_without_any_tap_are_the_bias(layout):
+    """Kernels smaller than the stride; taps that a common divisor of stride and dilation keeps from some phases."""
+    for kernel, stride, dilation in (((2, 1), (3, 2), (1, 1)), ((3, 3), (4, 6), (2, 4)), ((5, 4), (2, 3), (3, 6))):
+        x_shape = (2, 4, 29, 31) if layout == "channels_first" else (2, 29, 31, 4)
+        options = {"stride": stride, "dilation": dilation, "padding": 1, "groups": 2, "layout": layout}
+        problem = ConvProblem.from_shapes(x_shape, (6, 2, *kernel), **options, direction="transpose")
+        y, w = numbers(problem.y_shape, "float32"), numbers(problem.w_shape, "float32", 1)
+        bias = numbers(4, "float32", 2)
+        truth = expected(problem, y, w) + bias.reshape((1, 4, 1, 1) if layout == "channels_first" else 4)
+        for algorithm in (a for a in ALGORITHMS if isinstance(a, Phases)):
+            out = np.full(problem.x_shape, np.nan, np.float32)
+            algorithm.prepare(problem, w, bias).run(y, out, 2)
+            assert_close(out, truth, "float32")
 
 
 @pytest.mark.parametrize("direction", ["forward", "transpose"])

@@ -96,6 +96,18 @@ def _decomposed(p: ConvProblem) -> Iterator[_Phase]:
         yield _Phase(places, taps, problem)
 
 
+def _willing(algorithms: tuple[Algorithm, ...], problem: ConvProblem) -> list[Algorithm]:
+    return [algorithm for algorithm in algorithms if algorithm.refuses(problem) is None]
+
+
+@functools.lru_cache(maxsize=1024)
+def _best(algorithms: tuple[Algorithm, ...], problem: ConvProblem) -> tuple[float, Algorithm]:
+    """The cheapest algorithm for a phase, and what it costs."""
+    machine = Machine()
+    estimates = [(algorithm.estimate(problem, machine), algorithm) for algorithm in _willing(algorithms, problem)]
+    return min(estimates, key=lambda pair: pair[0])
+
+
 class Phases:
     """A transpose with a stride, by the algorithms of the forward direction.
 
@@ -124,39 +136,33 @@ class Phases:
         if not problem.multiply_adds:
             return "there is nothing to sum"
         for phase in _phases(problem):
-            if phase.problem is not None and not self._willing(phase.problem):
+            if phase.problem is not None and not _willing(self.algorithms, phase.problem):
                 return "no algorithm computes one of its phases"
         return None
-
-    def _willing(self, problem: ConvProblem) -> list[Algorithm]:
-        return [algorithm for algorithm in self.algorithms if algorithm.refuses(problem) is None]
-
-    def _best(self, problem: ConvProblem, machine: Machine) -> tuple[float, Algorithm]:
-        estimates = [(algorithm.estimate(problem, machine), algorithm) for algorithm in self._willing(problem)]
-        return min(estimates, key=lambda pair: pair[0])
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """All phases, and their places written between those of the others."""
         problems = [phase.problem for phase in _phases(problem) if phase.problem is not None]
         apart = 2 if problem.layout == "channels_first" else 0.5
         written = apart * math.prod(problem.x_shape) / machine.copy * working_dtype(problem.dtype).itemsize / 4
-        return sum(self._best(p, machine)[0] for p in problems) + written + 5 * len(problems) * machine.call
+        return sum(_best(self.algorithms, p)[0] for p in problems) + written + 5 * len(problems) * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
         """That of one phase."""
         problems = [phase.problem for phase in _phases(problem) if phase.problem is not None]
-        machine = Machine()
-        return max((self._best(p, machine)[1].workspace(p) for p in problems), default=0)
+        return max((_best(self.algorithms, p)[1].workspace(p) for p in problems), default=0)
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Prepare the weights of every phase."""
         if not np.isfinite(operand).all():
             # An infinite weight would meet the zeros outside, and they are not there.
             return Im2colPrepared(problem, operand, bias)
-        machine = Machine()
-        # Once in an order in which every phase finds its taps as whole matrices, the sums' channels last.
-        w = np.empty((problem.taps, problem.out_channels, problem.group_in), working_dtype(problem.dtype))
-        assign(w, operand.reshape(problem.out_channels, problem.group_in, problem.taps).transpose(2, 0, 1))
+        w = operand.astype(working_dtype(problem.dtype), copy=False)
+        w = w.reshape(problem.out_channels, problem.group_in, problem.taps).transpose(2, 0, 1)
+        if problem.taps > 1:
+            # Once in an order in which every phase finds its taps as whole matrices, the sums' channels last.
+            w, given = np.empty(w.shape, w.dtype), w
+            assign(w, given)
         w = w.reshape(*problem.kernel, problem.groups, problem.group_out, problem.group_in)
         prepared: list[tuple[_Phase, Prepared | None]] = []
         for phase in _phases(problem):
@@ -164,9 +170,10 @@ class Phases:
             if part is None:
                 prepared.append((phase, None))
                 continue
-            taps = np.ascontiguousarray(np.flip(w[phase.taps], tuple(range(problem.spatial))))
+            taps = np.flip(w[phase.taps], tuple(range(problem.spatial)))
+            taps = np.ascontiguousarray(taps) if problem.taps > 1 else taps
             weights = np.moveaxis(taps, (-3, -1, -2), (0, 1, 2)).reshape(part.w_shape)
-            algorithm = self._best(part, machine)[1]
+            algorithm = _best(self.algorithms, part)[1]
             prepared.append((phase, algorithm.prepare(part, weights, bias)))
         return PhasesPrepared(problem, prepared, bias)
 

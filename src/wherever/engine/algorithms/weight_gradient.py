@@ -345,7 +345,7 @@ class OuterPrepared:
             "foot",
             x,
             part.foot_shape,
-            not tile.x_rows,
+            not tile.x_rows and tile.run == p.in_channels,
             threads,
             lambda target, given: fill_footprint(p, given, part, target),
         )
@@ -382,7 +382,7 @@ class OuterPrepared:
             copy(blocks[start // width, some, : part.shape[1]], part)
 
         run.for_each(piece, work, threads)
-        return _Image.of(blocks[0], blocks.strides[0] // self.dtype.itemsize)
+        return _Image.of(blocks[0], blocks.strides[0] // self.dtype.itemsize if in_blocks else self.width)
 
 
 @dataclass(frozen=True)
