@@ -164,6 +164,14 @@ def runs(start: int, length: int, size: int, boundary: Boundary) -> list[Run]:
     return found
 
 
+def places(start: int, length: int, size: int, boundary: Boundary) -> npt.NDArray[np.int64]:
+    """The places of an axis of x that the ``length`` places from ``start`` on show; -1 for a number outside."""
+    shown = np.full(length, -1, np.int64)
+    for part in runs(start, length, size, boundary):
+        shown[part.foot] = np.arange(size)[part.x]
+    return shown
+
+
 def _continuation(place: int, size: int, boundary: str) -> tuple[int, int, int]:
     """The place of x shown at ``place``, the step from there on, and the place at which the run ends."""
     if 0 <= place < size:

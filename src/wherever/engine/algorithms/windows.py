@@ -17,7 +17,7 @@ from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint
 from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import compiled, host, unavailable
-from wherever.engine.kernels.windows import rows_of_places, vectors_of_channels
+from wherever.engine.kernels.windows import rows_of_places
 from wherever.engine.machine import Machine, longest_sum, working_dtype
 from wherever.problem import Array, ConvProblem
 
@@ -25,7 +25,7 @@ _PART_BYTES = 2 << 20  # of the input of one part, where it is copied
 _PIECES = 4  # for each thread
 
 
-class _Windows(abc.ABC):
+class Windows(abc.ABC):
     """What the two algorithms share."""
 
     name: str
@@ -69,7 +69,7 @@ class _Windows(abc.ABC):
         return self.prepared(as_forward(problem), forward_weights(problem, operand), bias)
 
 
-class Filter(_Windows):
+class Filter(Windows):
     """Images of few channels, or with channels first: lanes are neighbouring places of a row."""
 
     name = "filter"
@@ -106,44 +106,12 @@ class Filter(_Windows):
         return FilterPrepared(problem, operand, bias)
 
 
-class Depthwise(_Windows):
-    """Many channels that lie last: lanes are channels. Any stride, dilation and number of dimensions."""
-
-    name = "depthwise"
-
-    def refuses_forward(self, problem: ConvProblem) -> str | None:
-        """Several kernels for a channel."""
-        if problem.group_out != 1:
-            return "has one kernel for each channel"
-        return None
-
-    def estimate(self, problem: ConvProblem, machine: Machine) -> float:
-        """Multiply-adds of whole vectors, and copies, where channels lie first."""
-        problem = as_forward(problem)
-        size = working_dtype(problem.dtype).itemsize
-        lanes = host().lanes(working_dtype(problem.dtype).name)
-        waste = -(-problem.in_channels // lanes) * lanes / problem.in_channels
-        wide = problem.kernel[-1] if problem.kernel[-1] <= _WIDEST else 1
-        sums = problem.multiply_adds * waste * max(1.2, 1.5 / wide + 1.0) / machine.multiply_adds
-        read = problem.batch * math.prod(problem.size) * problem.in_channels
-        written = problem.batch * math.prod(problem.output) * problem.out_channels
-        copied = 4 if problem.layout == "channels_first" else 1.5
-        return (sums + copied * (read + written) / machine.copy) * size / 4 + 60 * machine.call
-
-    def prepared(self, problem: ConvProblem, operand: Array, bias: Array | None) -> Prepared:
-        """Weights with channels last."""
-        return DepthwisePrepared(problem, operand, bias)
-
-
 def _tile(problem: ConvProblem) -> tuple[int, int]:
     """(rows, vectors) of the register tile of `rows_of_places`: sums, a row of x and a weight fit the registers."""
     registers = host().registers
     if problem.spatial == 1 or problem.kernel[0] == 1:
         return 1, min(8, registers - 4)
     return (6, 4) if registers >= 32 else (4, 2)
-
-
-_WIDEST = 7  # columns of a kernel of channels that are summed together
 
 
 class _WindowsPrepared(abc.ABC):
@@ -256,57 +224,3 @@ class FilterPrepared(_WindowsPrepared):
             self.kernel(
                 image.ctypes.data, self.weight.ctypes.data, result.ctypes.data, self.bias.ctypes.data, sizes.ctypes.data
             )
-
-
-class DepthwisePrepared(_WindowsPrepared):
-    """Weights as (taps, channels)."""
-
-    last = True
-
-    def __init__(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> None:
-        super().__init__(problem, bias)
-        lanes = host().lanes(self.dtype.name)
-        self.weight = np.zeros((problem.taps, -(-problem.out_channels // lanes) * lanes), self.dtype)
-        assign(self.weight[:, : problem.out_channels], operand.astype(self.dtype).reshape(-1, problem.taps).T)
-        self.joined = problem.kernel[-1] <= _WIDEST
-        self.kernels: dict[int, Any] = {}
-
-    def _kernel(self, apart: int) -> Any:
-        if apart not in self.kernels:
-            p = self.problem
-            wide = p.kernel[-1] if self.joined else 1
-            across = max(4, min(12, host().registers - wide - 4))
-            self.kernels[apart] = compiled(
-                vectors_of_channels,
-                dtype=self.dtype.name,
-                wide=wide,
-                stride=p.stride[-1],
-                apart=apart if self.joined else 1,
-                across=across,
-            )
-        return self.kernels[apart]
-
-    def compute(self, foot: Array, target: Array, part: Block) -> None:
-        """One call for each row of rows: of each image, and of each place of all dimensions but the last two."""
-        p, size = self.problem, self.dtype.itemsize
-        x_pitches, y_pitches = ([s // size for s in a.strides[2:]] for a in (foot, target))
-        steps = [pitch * apart for pitch, apart in zip(x_pitches, part.spacing, strict=True)]
-        taps = p.kernel[:-1] if self.joined else p.kernel
-        offsets = sum(
-            (np.arange(r, dtype=np.int64) * step).reshape(-1, *[1] * (len(taps) - 1 - dim))
-            for dim, (r, step) in enumerate(zip(taps, steps, strict=False))
-        ) + np.zeros(taps, np.int64)
-        offsets = np.ascontiguousarray(offsets).ravel()
-        kernel = self._kernel(part.spacing[-1])
-        rows, x_row, y_row = 1, 0, 0
-        if p.spatial > 1:
-            rows, x_row, y_row = part.shape[-2], x_pitches[-2] * p.stride[-2], y_pitches[-2]
-        numbers = [rows, part.shape[-1], p.in_channels, len(offsets), self.weight.shape[1]]
-        sizes = np.array([*numbers, x_row, x_pitches[-1], y_row, y_pitches[-1]], np.int64)
-        fixed = [self.bias.ctypes.data, offsets.ctypes.data, sizes.ctypes.data]
-        outer = part.shape[:-2]
-        for image, result in zip(foot, target, strict=True):
-            for index in np.ndindex(outer):
-                x = image[(slice(None), *(i * s for i, s in zip(index, p.stride, strict=False)))]
-                y = result[(slice(None), *index)]
-                kernel(x.ctypes.data, self.weight.ctypes.data, y.ctypes.data, *fixed)

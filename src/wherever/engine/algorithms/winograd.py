@@ -16,7 +16,7 @@ from wherever.engine.algorithms.blockwise import channels_first, per_channel, st
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
-from wherever.engine.blocks import Block, fill_footprint, gather, grid, runs
+from wherever.engine.blocks import Block, fill_footprint, gather, grid, places
 from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import compiled, host, unavailable
 from wherever.engine.kernels.cook_toom import MOST_POINTS
@@ -136,8 +136,9 @@ def _points(problem: ConvProblem, tile: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _pixel(channels: int, lanes: int) -> int:
-    """Channels padded to whole vectors, and a vector more, so that rows do not fall into the same sets of a cache."""
-    return -(-channels // lanes) * lanes + lanes
+    """Channels padded to whole vectors; many of them to one more, so that rows do not share the sets of a cache."""
+    vectors = -(-channels // lanes)
+    return (vectors + (vectors >= 4)) * lanes
 
 
 def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Tiling:
@@ -211,16 +212,10 @@ class _Part:
         lengths = [c * m + r - 1 for c, m, r in zip(self.tiles_along, tile, problem.kernel, strict=True)]
         first = [_counted(length, n) for length, n in zip(lengths, block.foot_shape, strict=True)]
         self.gathered, self.written = first, [_counted(k, n) for k, n in zip(lengths, block.shape, strict=True)]
-        self.in_place = [self._shown(problem, dim, length) for dim, length in enumerate(lengths)]
+        self.in_place = [np.full(length, -1, np.int64) for length in lengths]
+        for dim, (shown, start, n) in enumerate(zip(self.in_place, block.foot_start, block.foot_shape, strict=True)):
+            shown[:n] = places(start, n, problem.size[dim], problem.boundary)
         self.tables: dict[tuple[Any, ...], tuple[npt.NDArray[np.int64], ...]] = {}
-
-    def _shown(self, problem: ConvProblem, dim: int, length: int) -> npt.NDArray[np.int64]:
-        """Which places of x the places of the footprint show along a dimension; -1 where it is none."""
-        block = self.block
-        place = np.full(length, -1, np.int64)
-        for run_ in runs(block.foot_start[dim], block.foot_shape[dim], problem.size[dim], problem.boundary):
-            place[run_.foot] = np.arange(problem.size[dim])[run_.x]
-        return place
 
     def table(
         self, in_place: bool, x_pitches: tuple[int, ...], y_pitches: tuple[int, ...]
@@ -238,7 +233,7 @@ class _Part:
     ) -> tuple[npt.NDArray[np.int64], ...]:
         tiles = np.stack(np.unravel_index(np.arange(self.count), (self.images, *self.tiles_along)), 1)
         rows = np.zeros((self.count, 4 + len(self.tile)), np.int64)
-        places = []
+        distances = []
         for field, along, pitches in ((0, shown, x_pitches), (1, self.written, y_pitches)):
             image = rows[:, field + 2] = tiles[:, 0] * pitches[0]
             corner, outside = image.copy(), np.zeros(self.count, bool)
@@ -253,10 +248,10 @@ class _Part:
                 apart = np.r_[0, np.cumsum((np.diff(place) != 1) | (place[1:] < 0))]
                 outside |= (place[first] < 0) | (apart[first + width - 1] > apart[first])
             rows[:, field] = np.where(outside, OUTSIDE, corner)
-            places.append(
+            distances.append(
                 np.concatenate([np.where(p < 0, OUTSIDE, p * q) for p, q in zip(along, pitches[1:], strict=True)])
             )
-        return rows, *places
+        return rows, *distances
 
 
 def _counted(length: int, count: int) -> npt.NDArray[np.int64]:

@@ -122,6 +122,11 @@ class Kernel:
         strides = [x if x is y else self.where(condition, x, y) for x, y in zip(a.strides, b.strides, strict=True)]
         return Array(self, pointer, 0, tuple(strides))
 
+    def distance(self, a: Array, b: Array) -> Int:
+        """How many elements behind A's beginning B begins."""
+        first, second = (Int(self, self.builder.ptrtoint(array.beginning, I64)) for array in (a, b))
+        return Int(self, self.builder.sdiv((second - first).value, ir.Constant(I64, self.bytes)))
+
     # Control.
 
     @contextmanager
@@ -402,8 +407,13 @@ class Table:
 
     def __getitem__(self, number: int | Int) -> Int:
         builder = self.kernel.builder
-        address = builder.gep(self.pointer, [self.kernel.number(number).value], source_etype=I64)
-        return Int(self.kernel, builder.load(address, typ=I64, align=8))
+        return Int(self.kernel, builder.load(self._address(number), typ=I64, align=8))
+
+    def __setitem__(self, number: int | Int, value: int | Int) -> None:
+        self.kernel.builder.store(self.kernel.number(value).value, self._address(number), align=8)
+
+    def _address(self, number: int | Int) -> ir.Value:
+        return self.kernel.builder.gep(self.pointer, [self.kernel.number(number).value], source_etype=I64)
 
 
 @dataclass(frozen=True)
