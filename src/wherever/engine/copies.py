@@ -27,7 +27,8 @@ def assign(target: Array, source: Array) -> None:
     target, source = target[turned], source[turned]
     axes = _exchanged(target, source)
     if axes is None or unavailable() is not None:
-        target[...] = source
+        with np.errstate(all="ignore"):  # a number too large for the target's type becomes infinite: data, no error
+            target[...] = source
         return
     inner, outer = axes  # along which target, and source, lie side by side
     others = sorted((axis for axis in range(target.ndim) if axis not in axes), key=lambda axis: target.shape[axis])

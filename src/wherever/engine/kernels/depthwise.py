@@ -29,7 +29,6 @@ def depthwise(target: Target, *, dtype: str, wide: int, stride: int, apart: int,
     The tables: of each row i where it begins in y, and for every a in x (or OUTSIDE); of each a its first column; of
     each place of a row that windows look at, how far it is from where the row of x begins (or OUTSIDE). Behind them
     looked, a workspace for all places that a tile looks at.
-    looked, a workspace for all places that a tile looks at.
 
     The sizes: first and last row i; number of columns j, and the first and last of them whose windows are inside x;
     numbers of channels and of rows a; pitches of w from one tap to the next, of x and y from one place to the next.
