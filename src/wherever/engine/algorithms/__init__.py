@@ -4,6 +4,7 @@ from wherever.engine.algorithms.depthwise import Depthwise
 from wherever.engine.algorithms.depthwise_gradient import DepthwiseGradient
 from wherever.engine.algorithms.direct import Direct
 from wherever.engine.algorithms.exact import ExactIntegers
+from wherever.engine.algorithms.filter import Filter
 from wherever.engine.algorithms.fourier import Fourier
 from wherever.engine.algorithms.fourier_channels import FourierChannels
 from wherever.engine.algorithms.im2col import Im2col
@@ -14,7 +15,6 @@ from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.separable import Separable
 from wherever.engine.algorithms.taps import Taps
 from wherever.engine.algorithms.weight_gradient import Outer
-from wherever.engine.algorithms.windows import Filter
 from wherever.engine.algorithms.winograd import Winograd
 
 _DIRECT: tuple[Algorithm, ...] = (Direct(), Places(), Filter(), Depthwise(), Im2col())

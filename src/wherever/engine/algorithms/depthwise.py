@@ -12,22 +12,20 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
+from wherever.engine.algorithms.each_channel import PART_BYTES, PIECES, EachChannel
 from wherever.engine.algorithms.forward import as_forward
 from wherever.engine.algorithms.protocol import Prepared
-from wherever.engine.algorithms.windows import Windows
 from wherever.engine.blocks import Block, box, cut, fill_footprint, places
-from wherever.engine.copies import assign
+from wherever.engine.copies import assign, readable
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.depthwise import OUTSIDE, depthwise
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
-_PART_BYTES = 2 << 20  # of the input of one part, where it is copied
 _WIDEST = 7  # columns of a kernel that are summed together
-_PIECES = 4  # for each thread
 
 
-class Depthwise(Windows):
+class Depthwise(EachChannel):
     """Lanes are channels. Any stride, dilation, boundary and number of dimensions, where channels lie last."""
 
     name = "depthwise"
@@ -98,11 +96,11 @@ class DepthwisePrepared:
         """Compute into ``out``; see `Prepared.run`."""
         p = self.problem
         x, y = channels_first(p, source), channels_first(p, out)
-        if self._usable(x) and self._usable(y):
+        if readable(x, self.dtype, 1) and readable(y, self.dtype, 1):
             self._compute(x, y, None, threads)
             return
         if self.parts is None:
-            self.parts = list(cut(p, max(1, _PART_BYTES // (self.dtype.itemsize * p.in_channels))))
+            self.parts = list(cut(p, max(1, PART_BYTES // (self.dtype.itemsize * p.in_channels))))
         run.for_each(lambda part: self._part(x, y, part), self.parts, threads)
 
     def _part(self, source: Array, result: Array, part: Block) -> None:
@@ -110,7 +108,7 @@ class DepthwisePrepared:
         x, target = source[part.images], result[part.outputs]
         foot = self._buffer("footprint", len(x), part.foot_shape)
         fill_footprint(self.problem, x, part, foot)
-        y = target if self._usable(target) else self._buffer("result", len(x), part.shape)
+        y = target if readable(target, self.dtype, 1) else self._buffer("result", len(x), part.shape)
         self._compute(foot, y, part, 1)
         if y is not target:
             assign(target, y)
@@ -177,7 +175,7 @@ class DepthwisePrepared:
         inside = inside[columns[inside, 0] == inside * p.stride[-1] - before]
         low, high = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
         count = len(row_table)
-        pieces = min(count, threads * _PIECES) if threads > 1 else 1
+        pieces = min(count, threads * PIECES) if threads > 1 else 1
         cuts = [count * i // pieces for i in range(pieces + 1)]
         numbers = [len(columns), low, high, p.in_channels, rows.shape[1], self.weight.shape[1]]
         # Of each piece the sizes, and memory for the places that a tile looks at.
@@ -189,13 +187,6 @@ class DepthwisePrepared:
         tables = tuple(np.ascontiguousarray(t, np.int64) for t in (row_table, tap_table, column_table))
         own = [(m[len(numbers) + 4 :].ctypes.data, m.ctypes.data) for m in memory]
         return _Call(tables, memory, [t.ctypes.data for t in tables], own)
-
-    def _usable(self, a: Array) -> bool:
-        """Whether the kernel can work on an array (n, channels, *places) where it lies."""
-        size = self.dtype.itemsize
-        if a.dtype != self.dtype or not a.flags.aligned or any(stride % size for stride in a.strides):
-            return False
-        return a.strides[1] == size or a.shape[1] == 1
 
     def _buffer(self, purpose: str, images: int, shape: tuple[int, ...]) -> Array:
         """Memory for (images, channels, *shape) with the channels last."""

@@ -1,4 +1,4 @@
-"""Direct summation where every channel has its own kernel: windows of places, or of vectors of channels."""
+"""Filter: every channel has kernels of its own, and lanes are neighbouring places."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wherever.engine.kernels.vector import Int, Kernel, Mask
 UNROLLED = 30  # taps of kernels that are written out whole
 
 
-def rows_of_places(target: Target, *, dtype: str, high: int, wide: int, down: int, across: int) -> Kernel:
+def filter_rows(target: Target, *, dtype: str, high: int, wide: int, down: int, across: int) -> Kernel:
     """Write y[g, m, i, j] = bias[g, m] + sum over a, b of w[g, m, a, b] x[g, i + a, j + b * apart].
 
     Lanes are neighbouring places of a row. A register tile has ``down`` rows of ``across`` vectors: for each column of
@@ -26,7 +26,7 @@ def rows_of_places(target: Target, *, dtype: str, high: int, wide: int, down: in
     """
     lanes = target.lanes(dtype)
     sizes = ["groups", "each", "rows", "columns", "x_group", "x_row", "y_channel", "y_row", "apart"]
-    kernel = Kernel("rows_of_places", dtype, lanes, ["x", "w", "y", "bias"], sizes)
+    kernel = Kernel("filter_rows", dtype, lanes, ["x", "w", "y", "bias"], sizes)
     groups, each, rows, columns, x_group, x_row, y_channel, y_row, apart = (kernel.size(name) for name in sizes)
     x = kernel.array("x", x_group, x_row, 1)
     y = kernel.array("y", each * y_channel, y_channel, y_row, 1)

@@ -1,8 +1,7 @@
-"""Filter and depthwise: direct summation where every channel has kernels of its own, through generated kernels."""
+"""Filter: a kernel for every channel, on images whose places lie side by side; through a generated kernel."""
 
 from __future__ import annotations
 
-import abc
 import itertools
 import math
 from typing import Any
@@ -11,65 +10,18 @@ import numpy as np
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
-from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
-from wherever.engine.algorithms.im2col import Im2colPrepared
+from wherever.engine.algorithms.each_channel import PART_BYTES, PIECES, EachChannel
+from wherever.engine.algorithms.forward import as_forward
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint
-from wherever.engine.copies import assign
-from wherever.engine.kernels.compile import compiled, host, unavailable
-from wherever.engine.kernels.windows import rows_of_places
-from wherever.engine.machine import Machine, longest_sum, working_dtype
+from wherever.engine.copies import assign, readable
+from wherever.engine.kernels.compile import compiled, host
+from wherever.engine.kernels.filter import filter_rows
+from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
-_PART_BYTES = 2 << 20  # of the input of one part, where it is copied
-_PIECES = 4  # for each thread
 
-
-class Windows(abc.ABC):
-    """What the two algorithms share."""
-
-    name: str
-    sums_directly = True
-
-    def refuses(self, problem: ConvProblem) -> str | None:
-        """Problems whose channels are summed, and what is not a real floating-point number."""
-        refusal = unavailable() or refuses_direction(problem)
-        if refusal is not None:
-            return refusal
-        forward = as_forward(problem)
-        if forward.group_in != 1:
-            return f"sums one channel by itself, not {forward.group_in} together"
-        if working_dtype(problem.dtype).char not in "fd":
-            return f"has kernels for float32 and float64, not {problem.dtype}"
-        if problem.taps > longest_sum(working_dtype(problem.dtype)):
-            return f"sums {problem.taps} terms in one go, which rounds too much"
-        if not forward.multiply_adds:
-            return "there is nothing to sum"
-        return self.refuses_forward(forward)
-
-    @abc.abstractmethod
-    def refuses_forward(self, problem: ConvProblem) -> str | None:
-        """What this one cannot do."""
-
-    @abc.abstractmethod
-    def prepared(self, problem: ConvProblem, operand: Array, bias: Array | None) -> Prepared:
-        """A forward problem, prepared."""
-
-    def workspace(self, problem: ConvProblem) -> int:
-        """Input and result of one part, where they are copied."""
-        problem = as_forward(problem)
-        result = math.prod(problem.output) * problem.out_channels * working_dtype(problem.dtype).itemsize
-        return 2 * _PART_BYTES + min(result, _PART_BYTES * 2 * max(1, problem.group_out))
-
-    def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
-        """Lay the weights out for the kernel."""
-        if problem.direction == "transpose" and not np.isfinite(operand).all():
-            # An infinite weight would meet the zeros outside, and they are not there.
-            return Im2colPrepared(problem, operand, bias)
-        return self.prepared(as_forward(problem), forward_weights(problem, operand), bias)
-
-
-class Filter(Windows):
+class Filter(EachChannel):
     """Images of few channels, or with channels first: lanes are neighbouring places of a row."""
 
     name = "filter"
@@ -107,36 +59,35 @@ class Filter(Windows):
 
 
 def _tile(problem: ConvProblem) -> tuple[int, int]:
-    """(rows, vectors) of the register tile of `rows_of_places`: sums, a row of x and a weight fit the registers."""
+    """(rows, vectors) of the register tile of `filter_rows`: sums, a row of x and a weight fit the registers."""
     registers = host().registers
     if problem.spatial == 1 or problem.kernel[0] == 1:
         return 1, min(8, registers - 4)
     return (6, 4) if registers >= 32 else (4, 2)
 
 
-class _WindowsPrepared(abc.ABC):
-    """Parts of the problem: those that look over no border are computed where they lie, the others from a copy."""
+class FilterPrepared:
+    """Weights as (K, rows, columns). Parts that look over no border are computed where they lie, others from a copy."""
 
-    last: bool  # whether the channels must lie last in memory, or else the last dimension
-
-    def __init__(self, problem: ConvProblem, bias: Array | None) -> None:
+    def __init__(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> None:
         self.problem = problem
         self.dtype: np.dtype[Any] = working_dtype(problem.dtype)
-        lanes = host().lanes(self.dtype.name)
-        self.bias = np.zeros(problem.out_channels + lanes, self.dtype)
+        self.bias = np.zeros(problem.out_channels, self.dtype)
         if bias is not None:
-            self.bias[: problem.out_channels] = bias
+            self.bias[:] = bias
+        self.weight = np.ascontiguousarray(operand, self.dtype)
+        down, across = _tile(problem)
+        high = problem.kernel[0] if problem.spatial == 2 else 1
+        self.kernel = compiled(
+            filter_rows, dtype=self.dtype.name, high=high, wide=problem.kernel[-1], down=down, across=across
+        )
         self._parts: dict[tuple[bool, int], list[Block]] = {}
-
-    @abc.abstractmethod
-    def compute(self, foot: Array, target: Array, part: Block) -> None:
-        """Compute a part from its footprint (n, C, *foot_shape) into (n, K, *shape)."""
 
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute into ``out``; see `Prepared.run`."""
         p = self.problem
         source, result = channels_first(p, source), channels_first(p, out)
-        in_place = self._usable(source)
+        in_place = readable(source, self.dtype, -1)
         key = (in_place, threads)
         if key not in self._parts:
             self._parts[key] = list(self._cut(in_place, threads))
@@ -145,9 +96,9 @@ class _WindowsPrepared(abc.ABC):
     def _cut(self, in_place: bool, threads: int) -> list[Block]:
         p = self.problem
         size = self.dtype.itemsize
-        places = max(1, _PART_BYTES // (size * max(p.in_channels, p.out_channels)))
+        places = max(1, PART_BYTES // (size * max(p.in_channels, p.out_channels)))
         total = p.batch * math.prod(p.output)
-        pieces = threads * _PIECES if threads > 1 else 1
+        pieces = threads * PIECES if threads > 1 else 1
         if not in_place or total <= places:
             return list(cut(p, max(1, min(places, -(-total // pieces)))))
         # Along each dimension: before the first output that sees x alone, after the last, and what lies between.
@@ -171,49 +122,25 @@ class _WindowsPrepared(abc.ABC):
         p = self.problem
         x, target = source[part.images], result[part.outputs]
         inside = all(a >= 0 and a + n <= m for a, n, m in zip(part.foot_start, part.foot_shape, p.size, strict=True))
-        if inside and self._usable(source) and part.spacing == p.dilation:
+        if inside and readable(source, self.dtype, -1) and part.spacing == p.dilation:
             places = (slice(a, a + n) for a, n in zip(part.foot_start, part.foot_shape, strict=True))
             foot = x[(slice(None), slice(None), *places)]
         else:
             foot = self._buffer("foot", len(x), p.in_channels, part.foot_shape)
             fill_footprint(p, x, part, foot)
-        if self._usable(target):
-            self.compute(foot, target, part)
+        if readable(target, self.dtype, -1):
+            self._compute(foot, target, part)
         else:
             buffer = self._buffer("result", len(x), p.out_channels, part.shape)
-            self.compute(foot, buffer, part)
+            self._compute(foot, buffer, part)
             assign(target, buffer)
 
-    def _usable(self, a: Array) -> bool:
-        """Whether the kernel can work on an array (n, channels, *places) where it lies."""
-        size, axis = self.dtype.itemsize, 1 if self.last else -1
-        if a.dtype != self.dtype or not a.flags.aligned or any(stride % size for stride in a.strides):
-            return False
-        return a.strides[axis] == size or a.shape[axis] == 1
-
     def _buffer(self, purpose: str, images: int, channels: int, shape: tuple[int, ...]) -> Array:
-        """Memory for (n, channels, *shape) in the order that the kernel wants."""
+        """Memory for (images, channels, *shape)."""
         (flat,) = run.workspace(purpose, images * channels * math.prod(shape), dtype=self.dtype)
-        if self.last:
-            return np.moveaxis(flat.reshape(images, *shape, channels), -1, 1)
         return flat.reshape(images, channels, *shape)
 
-
-class FilterPrepared(_WindowsPrepared):
-    """Weights as (K, rows, columns)."""
-
-    last = False
-
-    def __init__(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> None:
-        super().__init__(problem, bias)
-        self.weight = np.ascontiguousarray(operand, self.dtype)
-        down, across = _tile(problem)
-        self.high = problem.kernel[0] if problem.spatial == 2 else 1
-        self.kernel = compiled(
-            rows_of_places, dtype=self.dtype.name, high=self.high, wide=problem.kernel[-1], down=down, across=across
-        )
-
-    def compute(self, foot: Array, target: Array, part: Block) -> None:
+    def _compute(self, foot: Array, target: Array, part: Block) -> None:
         """One call for each image."""
         p, size = self.problem, self.dtype.itemsize
         row = 2 if p.spatial == 2 else -1
