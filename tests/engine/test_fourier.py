@@ -126,3 +126,30 @@ def test_a_boundary_that_is_not_finite_is_refused():
     problem = ConvProblem.from_shapes((1, 1, 30, 30), (1, 1, 5, 5), padding=2)
     assert Fourier().refuses(problem) is None
     assert "not finite" in Fourier().refuses(dataclasses.replace(problem, boundary=np.nan))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("boundary", ["zeros", "reflect"])
+def test_numbers_that_are_not_finite_reach_their_windows_and_no_further(boundary, stride):
+    """Of a kernel so large that tiles would take minutes to be summed directly."""
+    problem = ConvProblem.from_shapes(
+        (1, 1, 300, 300), (1, 1, 151, 101), padding="same", boundary=boundary, stride=stride
+    )
+    x, w = numbers(problem.x_shape, "float32"), numbers(problem.w_shape, "float32", 1)
+    w[0, 0, 70, 50] = 0  # times infinity: not a number
+    odd = {(10, 20): np.nan, (150, 290): np.inf, (160, 200): -np.inf}
+    clean = x.copy()
+    for place, number in odd.items():
+        x[(0, 0, *place)], clean[(0, 0, *place)] = number, 0
+    result = run(problem, x, w)
+    seen = padded(problem, x)[0, 0]
+    windows = np.lib.stride_tricks.sliding_window_view(~np.isfinite(seen), (151, 101))[::stride, ::stride]
+    reached = windows.any(axis=(2, 3))
+    np.testing.assert_array_equal(~np.isfinite(result[0, 0]), reached)
+    assert_close(np.where(reached, 0, result), np.where(reached, 0, run(problem, clean, w)), "float32")
+    for place in zip(*(index[::997] for index in np.nonzero(reached)), strict=True):
+        window = seen[tuple(slice(i * stride, i * stride + n) for i, n in zip(place, (151, 101), strict=True))]
+        with np.errstate(all="ignore"):
+            np.testing.assert_equal(
+                result[(0, 0, *place)], np.float32(np.sum((window * w[0, 0])[~np.isfinite(window)]))
+            )

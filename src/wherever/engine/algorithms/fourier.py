@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wherever.engine import run
-from wherever.engine.algorithms.blockwise import channels_first
+from wherever.engine.algorithms.blockwise import add_terms, channels_first
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.overlap_save import transform_length
@@ -30,6 +30,7 @@ _LARGEST_RADIX = 8  # of all codelets but the last of a column: larger ones spil
 _APART = 1.12  # ratio of two lengths of tiles that are compared
 _COPIED = 40  # calls that a pair of tiles costs which are copied
 _LONGEST = 1 << 14  # places along one dimension of a tile
+_MOST_ODD = 1 / 8  # numbers that are not finite, for each output of a tile, whose terms are added one number at a time
 _MOST_BYTES = 64 << 20  # of workspace and spectra, or 32 times the kernels, unless no smaller tiles exist
 
 
@@ -37,8 +38,8 @@ class Fourier:
     """Overlap-save on tiles of an image, or of a signal, by generated kernels.
 
     Every tile is correlated with the whole kernel by the convolution theorem; where nothing wraps around, the result
-    is written. Two tiles are transformed as the real and the imaginary part of one. A tile whose result is not finite
-    is summed directly.
+    is written. Two tiles are transformed as the real and the imaginary part of one. To a tile with numbers
+    that are not finite their terms are added; one whose transform overflows is summed directly.
     """
 
     name = "fourier"
@@ -428,7 +429,7 @@ class FourierPrepared:
         run.for_each(work, _ranges(in_place, threads), threads)
         for pair in np.flatnonzero(np.isnan(odd).any(axis=1)):
             for tile in self._tiles(int(pair)):
-                self._directly(x, y, tile)
+                self._again(x, y, tile)
 
     def _call(self, job: _Job, spectra: Array, some: tuple[int, int], scale: float = 0.0) -> None:
         """Call the kernel for some of the pairs; with a scale, to write spectra."""
@@ -533,8 +534,13 @@ class FourierPrepared:
         rows, columns = outputs
         return y[tile.image, tile.channel, rows, columns], tuple(places)
 
-    def _directly(self, x: Array, y: Array, tile: _Tile) -> None:
-        """Sum a tile whose transform is not finite."""
+    def _again(self, x: Array, y: Array, tile: _Tile) -> None:
+        """Compute a tile whose transform is not finite.
+
+        If x has some numbers there that are not finite, their terms are added to the transform of all others: a sum
+        has the same infinities and NaN in any order. Otherwise the transform has overflowed, and the tile is summed
+        directly.
+        """
         p, spatial = self.problem, self.problem.spatial
         target, _ = self._target(y, tile)
         if not target.size:
@@ -560,7 +566,16 @@ class FourierPrepared:
         )
         result = np.empty((1, 1, *block.shape), self.dtype)
         some = slice(tile.channel, tile.channel + 1)
-        Im2colPrepared(alone, self.operand[some], self.bias[some]).run(foot, result, 1)
+        w, bias = self.operand[some], self.bias[some]
+        odd = np.argwhere(~np.isfinite(foot[0, 0]))
+        if 0 < len(odd) < _MOST_ODD * result.size:
+            rest = np.where(np.isfinite(foot), foot, 0)
+            FourierPrepared(alone, w, bias).run(rest, result, 1)
+            with np.errstate(all="ignore"):
+                for place in odd:
+                    add_terms(alone, foot, tuple(place), w, result)
+        else:
+            Im2colPrepared(alone, w, bias).run(foot, result, 1)
         target[...] = result.reshape(target.shape)
 
 
