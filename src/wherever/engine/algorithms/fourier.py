@@ -412,9 +412,17 @@ class FourierPrepared:
 
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute into ``out``; see `Prepared.run`."""
-        x, y = channels_first(self.problem, source), channels_first(self.problem, out)
-        if self.problem.spatial == 1:
-            x, y = x[:, :, None], y[:, :, None]
+        x, y = self._images(source), self._images(out)
+        for tile in self._transform(x, y, threads):
+            self._again(x, y, tile)
+
+    def _images(self, a: Array) -> Array:
+        """A view as (n, channels, rows, columns); a signal is one row."""
+        a = channels_first(self.problem, a)
+        return a[:, :, None] if self.problem.spatial == 1 else a
+
+    def _transform(self, x: Array, y: Array, threads: int) -> list[_Tile]:
+        """Compute everything; return the tiles whose pairs are not finite."""
         pairs, in_place = self._plan(x, y)
         odd = np.zeros((len(pairs), self.layout.lanes), self.dtype)
         pitches = (self.layout.wide,) * 2 if self.tiling.signal else self._pitches(x, y)
@@ -427,9 +435,9 @@ class FourierPrepared:
                 self._copied(job, some[0])
 
         run.for_each(work, _ranges(in_place, threads), threads)
-        for pair in np.flatnonzero(np.isnan(odd).any(axis=1)):
-            for tile in self._tiles(int(pair)):
-                self._again(x, y, tile)
+        if not np.isnan(odd).any():
+            return []
+        return [tile for pair in np.flatnonzero(np.isnan(odd).any(axis=1)) for tile in self._tiles(int(pair))]
 
     def _call(self, job: _Job, spectra: Array, some: tuple[int, int], scale: float = 0.0) -> None:
         """Call the kernel for some of the pairs; with a scale, to write spectra."""
@@ -535,10 +543,10 @@ class FourierPrepared:
         return y[tile.image, tile.channel, rows, columns], tuple(places)
 
     def _again(self, x: Array, y: Array, tile: _Tile) -> None:
-        """Compute a tile whose transform is not finite.
+        """Compute a tile of a pair whose transform is not finite.
 
-        If x has some numbers there that are not finite, their terms are added to the transform of all others: a sum
-        has the same infinities and NaN in any order. Otherwise the transform has overflowed, and the tile is summed
+        The terms of what is not finite in x are added to the transform of all other numbers: a sum has the same
+        infinities and NaN in any order. Where the transform overflows, or much of x is not finite, the tile is summed
         directly.
         """
         p, spatial = self.problem, self.problem.spatial
@@ -567,10 +575,11 @@ class FourierPrepared:
         result = np.empty((1, 1, *block.shape), self.dtype)
         some = slice(tile.channel, tile.channel + 1)
         w, bias = self.operand[some], self.bias[some]
-        odd = np.argwhere(~np.isfinite(foot[0, 0]))
-        if 0 < len(odd) < _MOST_ODD * result.size:
-            rest = np.where(np.isfinite(foot), foot, 0)
-            FourierPrepared(alone, w, bias).run(rest, result, 1)
+        finite = np.isfinite(foot)
+        odd, rest = np.argwhere(~finite[0, 0]), np.where(finite, foot, 0)
+        few = len(odd) < _MOST_ODD * result.size
+        prepared = FourierPrepared(alone, w, bias) if few else None
+        if prepared and not prepared._transform(prepared._images(rest), prepared._images(result), 1):
             with np.errstate(all="ignore"):
                 for place in odd:
                     add_terms(alone, foot, tuple(place), w, result)
