@@ -109,6 +109,7 @@ def test_many_blocks(algorithm, dilation, monkeypatch):
     """Problems larger than one block, cut in each of the ways that there are; dilation beyond the size of a block."""
     monkeypatch.setattr(algorithms.places, "_BLOCK_BYTES", 8000)
     monkeypatch.setattr(algorithms.direct, "_PART_BYTES", 2000)
+    monkeypatch.setattr(algorithms.direct, "_TURNED_BYTES", 2000)
     monkeypatch.setattr(algorithms.direct, "_SMALL_BYTES", 2000)
     monkeypatch.setattr(blocks, "_FOOTPRINT_ELEMENTS", 1500)
     monkeypatch.setattr(algorithms.im2col, "_COLUMN_BYTES", 3000)

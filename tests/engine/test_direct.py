@@ -59,6 +59,7 @@ def test_layers_agree_with_matrix_products(problem, seed, scale):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(direct, "_SMALL_BYTES", direct._SMALL_BYTES // scale)
         patch.setattr(direct, "_PART_BYTES", direct._PART_BYTES // scale)
+        patch.setattr(direct, "_TURNED_BYTES", direct._TURNED_BYTES // scale)
         prepared = Direct().prepare(problem, w, bias)
         results = []
         for threads in (1, 2, 5, 1):

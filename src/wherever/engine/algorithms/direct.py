@@ -26,7 +26,8 @@ from wherever.engine.kernels.gather import NOWHERE, gather
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
-_PART_BYTES = 1 << 19  # of the input, and of the result, of one part, where they are copied
+_PART_BYTES = 1 << 19  # of the input of one part, where it is copied
+_TURNED_BYTES = 1 << 21  # of the input, or of the result, where its channels lie first: a part costs many calls then
 _SMALL_BYTES = 1 << 17  # of an image that is copied whole rather than in place but for its borders
 _SCRATCH_BYTES = 1 << 16  # of the copies of one part that are kept for the next call
 _WIDEST_RUN = 64  # channels below which a row of the kernel is summed as one run
@@ -58,20 +59,22 @@ class Direct:
         sums = tile.cost * host().lanes(working_dtype(problem.dtype).name) * size / 4 / machine.multiply_adds
         read = problem.batch * math.prod(problem.size) * problem.in_channels
         written = problem.batch * math.prod(problem.output) * problem.out_channels
-        moved = 0.0
-        if problem.layout == "channels_first":
-            moved = 2.0 * (read * (problem.in_channels > 1) + written * (problem.out_channels > 1))
+        moved, part, calls = 0.0, _PART_BYTES, 4
+        turned = read * (read > problem.batch * problem.in_channels > problem.batch)
+        turned += written * (written > problem.batch * problem.out_channels > problem.batch)
+        if problem.layout == "channels_first" and turned:
+            moved, part, calls = 4.0 * turned, 4 * _TURNED_BYTES, 20
         elif any(before or after for before, after in problem.padding):
             moved = read
-        parts = -(-moved * size // _PART_BYTES)
-        return sums + moved / machine.copy * size / 4 + (3 + 4 * parts) * machine.call
+        parts = -(-moved * size // part)
+        return sums + moved / machine.copy * size / 4 + (3 + calls * parts) * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
         """Input and result of one part, where they are copied."""
         problem = _thinned(as_forward(problem))
         size = working_dtype(problem.dtype).itemsize
         place = size * (problem.in_channels * problem.taps + problem.out_channels)
-        return min(4 * _PART_BYTES, problem.batch * math.prod(problem.output) * place) + place
+        return min(2 * _TURNED_BYTES, problem.batch * math.prod(problem.output) * place) + place
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Pack the weights by blocks of output channels."""
@@ -227,7 +230,7 @@ class DirectPrepared:
         whole, places = math.prod(p.output), math.prod(b - a for a, b in inner)
         large = p.batch * math.prod(p.size) * p.in_channels * self.dtype.itemsize > _SMALL_BYTES
         bytes_of_place = self.dtype.itemsize * max(p.in_channels * math.prod(p.stride), 0 if y else p.out_channels)
-        most = max(1, _PART_BYTES // bytes_of_place)
+        most = max(1, (_PART_BYTES if x and y else _TURNED_BYTES) // bytes_of_place)
         if x is not None and self._within_reach(x) and (places == whole or (large and 2 * places > whole)):
             start, shape = tuple(a for a, _ in inner), tuple(b - a for a, b in inner)
             if y is None:
