@@ -232,6 +232,8 @@ def refused(result: Result, *words: str) -> None:
         (["sample:ihc", "--in", "sample:coins", *COIN], ["sample:ihc", "band"]),
         (["sample:coins", "--detector", "missing.detector"], ["missing.detector"]),
         (["sample:coins", "--detector", "x", *COIN], ["--detector is already trained"]),
+        (["sample:coins", "--detector", "x", "--scales", "1:2"], ["--detector", "leave out --scales"]),
+        (["sample:coins", "--detector", "x", "--upright"], ["--detector", "--upright"]),
         (["sample:coins", "--examples", "missing.csv"], ["missing.csv: no such file"]),
         (["sample:coins", *COIN, "--out", "a file"], ["a file", "not a folder"]),
         (["sample:coins", *COIN, "--save", "missing/a.detector"], ["--save", "missing"]),

@@ -224,6 +224,11 @@ def find(
 
     if detector is not None and (example or examples or negative or complete or inside):
         raise ValueError("--detector is already trained: leave out --example, --examples, --in, --not and --complete")
+    if detector is not None and (scales or any_rotation is not None):
+        raise ValueError(
+            "--detector knows which scales and rotations it searches: leave out --scales, --any-rotation and "
+            "--upright, or train another with them and --save it"
+        )
     chosen = parse_bands(bands)
     span = parse_scales(scales)
     for source in images:
@@ -297,6 +302,8 @@ def _gather(
             there.boxes.extend(item.boxes)
             there.ignored.extend(item.ignored)
     if not any(item.boxes for item in marked.values()):
+        if examples is not None:
+            raise ValueError(f"--examples: {examples} holds no box; mark at least one example in it, or add --example")
         raise ValueError(
             "no example is marked: add --example X,Y,W,H (left, top, width, height in pixels), "
             "--examples FILE, or --detector FILE"

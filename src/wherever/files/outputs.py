@@ -109,12 +109,16 @@ class OutputFolder:
         while not nearest.exists() and nearest != nearest.parent:
             nearest = nearest.parent
         if not nearest.is_dir():
-            raise NotADirectoryError(f"cannot write to {self.path}: {nearest} is a file, not a folder")
+            raise NotADirectoryError(
+                f"cannot write to {self.path}: {nearest} is a file, not a folder; choose another folder"
+            )
         try:
             # The same file system as the destination, so that moving a file into place is one step.
             self._staging = Path(tempfile.mkdtemp(prefix=".wherever-", dir=nearest))
         except OSError as error:
-            raise OSError(f"cannot write to {self.path}: {error.strerror or error} ({nearest})") from error
+            raise OSError(
+                f"cannot write to {self.path}: {error.strerror or error} ({nearest}); choose another folder"
+            ) from error
         return self
 
     @property

@@ -77,7 +77,10 @@ def load_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Learnt]:
         if version == VERSION:
             return _restored(description, weights, mix)
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{os.fspath(path)} is not a detector file, or it is damaged: {error}") from error
+        why = "" if isinstance(error, (zipfile.BadZipFile, EOFError)) or "pickle" in str(error) else f" ({error})"
+        raise ValueError(
+            f"{os.fspath(path)} is not a detector file, or it is damaged{why}; give a file that a detector was saved to"
+        ) from error
     raise ValueError(
         f"{os.fspath(path)} was written in version {version} of the detector format; this program reads version "
         f"{VERSION}; update wherever, or save the detector again"
