@@ -42,7 +42,9 @@ class Im2col:
         if problem.layout == "channels_last":  # the result is turned
             copied += places * (problem.out_channels + 12) / machine.copy
         calls = blocks * (16 + problem.groups / 8)
-        return (2 * problem.multiply_adds / product + copied) * cost + calls * machine.call
+        # The gradient by the weights is added up in a wider type, block by block, and copied.
+        added = (blocks + 3) * math.prod(problem.w_shape) if problem.direction == "weight_gradient" else 0
+        return (2 * problem.multiply_adds / product + copied + added / machine.sweep) * cost + calls * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
         """The columns and the result of one block."""
