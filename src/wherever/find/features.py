@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates
 
-from wherever.ops import conv
+from wherever.ops import plan
 
 Floats = NDArray[np.float32]
 
@@ -123,19 +124,24 @@ def gaussian(sigma: float) -> Floats:
 
 def smooth(maps: Floats, sigma: float) -> Floats:
     """Smooth maps (C, H, W) with a Gaussian of `sigma` cells; beyond the border the border values go on."""
-    taps = gaussian(sigma)
-    reach = len(taps) // 2
-    x = maps[:, None]
-    x = conv(x, taps[None, None, :, None], padding=(reach, 0), boundary="edge")
-    x = conv(x, taps[None, None, None, :], padding=(0, reach), boundary="edge")
-    result: Floats = x[:, 0]
+    result: Floats = _smoothing(maps.shape, sigma)(maps[:, None])[:, 0]
     return result
+
+
+@functools.lru_cache(maxsize=64)
+def _smoothing(shape: tuple[int, ...], sigma: float) -> Callable[[Floats], Floats]:
+    """The convolution of maps of this shape with a Gaussian, prepared: a sweep needs it again for every picture."""
+    taps = gaussian(sigma)
+    window = np.outer(taps, taps)[None, None]
+    planned = plan((shape[0], 1, *shape[1:]), window.shape, padding=len(taps) // 2, boundary="edge")
+    return planned.prepare(window)
 
 
 def local_contrast(maps: Floats, sigma: float) -> Floats:
     """Return (maps - their local mean) / (local standard deviation + floor), clipped; windows are Gaussians."""
     difference = maps - smooth(maps, sigma)
-    spread = np.sqrt(smooth(difference * difference, sigma))
+    # Where nothing varies, rounding may leave a little less than nothing.
+    spread = np.sqrt(np.maximum(smooth(difference * difference, sigma), 0))
     result: Floats = np.clip(difference / (spread + np.float32(CONTRAST_FLOOR)), -CONTRAST_LIMIT, CONTRAST_LIMIT)
     return result
 
