@@ -299,3 +299,15 @@ def test_patches_that_do_not_overlap_are_read_where_they_lie():
     """With places as lanes, each phase of the stride would be copied by itself, and used once."""
     problem = ConvProblem.from_shapes((1, 3, 512, 512), (16, 3, 32, 32), stride=32)
     assert choose(problem).algorithm.name in ("direct", "im2col")
+
+
+@pytest.mark.parametrize("wide", [1, 5, 7, 8, 9, 11, 12, 15])
+def test_depthwise_kernels_of_every_width(wide):
+    """Columns are summed some at a time: all of them, a part of them, or one by one."""
+    problem = ConvProblem.from_shapes(
+        (2, 6, 21, 18), (18, 1, 3, wide), padding=((1, 1), (wide, wide)), groups=18, layout="channels_last"
+    )
+    x, w = numbers(problem.x_shape, "float32"), numbers(problem.w_shape, "float32", 1)
+    out = np.empty(problem.y_shape, np.float32)
+    algorithms.Depthwise().prepare(problem, w).run(x, out, 1)
+    assert_close(out, expected(problem, x, w), "float32")

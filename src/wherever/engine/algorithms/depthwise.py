@@ -168,7 +168,7 @@ class DepthwisePrepared:
         repeats = p.kernel[-1] // self.wide
         rows = np.repeat(rows.reshape(begins.size, -1), repeats, axis=1) - before * x_pitches[-1]
         row_table = np.concatenate([begins.reshape(-1, 1), rows], axis=1)
-        tap_table = np.tile(np.arange(repeats), rows.shape[1] // repeats)
+        tap_table = np.tile(np.arange(repeats) * self.wide, rows.shape[1] // repeats)
         columns = seen[-1]
         column_table = np.where(shown[-1] < 0, OUTSIDE, (shown[-1] + before) * x_pitches[-1])
         inside = np.flatnonzero((columns >= 0).all(axis=1) & (np.diff(columns, axis=1) == part.spacing[-1]).all(axis=1))
