@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
-from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
+from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, last_axes, shown
 from wherever.engine.copies import assign
-from wherever.engine.kernels.compile import compiled, host, unavailable
+from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.direct import CHUNK, direct
 from wherever.engine.kernels.gather import NOWHERE, gather
 from wherever.engine.machine import Machine, working_dtype
@@ -42,14 +42,7 @@ class Direct:
 
     def refuses(self, problem: ConvProblem) -> str | None:
         """The gradient by the weights, most transposes, and what is not a real floating-point number."""
-        refusal = unavailable() or refuses_direction(problem)
-        if refusal is not None:
-            return refusal
-        if working_dtype(problem.dtype).char not in "fd":
-            return f"has kernels for float32 and float64, not {problem.dtype}"
-        if not as_forward(problem).multiply_adds:
-            return "there is nothing to sum"
-        return None
+        return refuses_sums(problem)
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """The multiply-adds of whole tiles, and the copies of what has its channels first or looks over a border."""

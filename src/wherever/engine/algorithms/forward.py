@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from wherever.engine.kernels.compile import unavailable
+from wherever.engine.machine import working_dtype
 from wherever.problem import Array, ConvProblem
 
 
@@ -15,6 +17,18 @@ def refuses_direction(problem: ConvProblem) -> str | None:
         return "has no kernel for the gradient by the weights"
     if problem.direction == "transpose" and (set(problem.stride) != {1} or problem.boundary != 0):
         return "computes transposes of stride 1 with zeros outside"
+    return None
+
+
+def refuses_sums(problem: ConvProblem) -> str | None:
+    """Why kernels of direct summation cannot do the problem; None if they can."""
+    refusal = unavailable() or refuses_direction(problem)
+    if refusal is not None:
+        return refusal
+    if working_dtype(problem.dtype).char not in "fd":
+        return f"has kernels for float32 and float64, not {problem.dtype}"
+    if not as_forward(problem).multiply_adds:
+        return "there is nothing to sum"
     return None
 
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
 from wherever.engine.algorithms.blockwise import Blockwise
-from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
+from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, footprint, last_axes, traffic
-from wherever.engine.kernels.compile import compiled, host, unavailable
+from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.places import places
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -32,14 +32,7 @@ class Places:
 
     def refuses(self, problem: ConvProblem) -> str | None:
         """The gradient by the weights, most transposes, and what is not a real floating-point number."""
-        refusal = unavailable() or refuses_direction(problem)
-        if refusal is not None:
-            return refusal
-        if working_dtype(problem.dtype).char not in "fd":
-            return f"has kernels for float32 and float64, not {problem.dtype}"
-        if not as_forward(problem).multiply_adds:
-            return "there is nothing to sum"
-        return None
+        return refuses_sums(problem)
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """The multiply-adds of whole tiles, and the copies to and from channels-first blocks."""
