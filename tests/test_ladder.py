@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -305,7 +306,9 @@ def test_shapes_are_numbers_or_any_iterable_of_numbers():
         got = Convolution.describe(make([4, 5]), make([2, 3]), delta=make([1, 2]), channels=make([3, 2]))
         assert got == Convolution.describe((4, 5), (2, 3), delta=(1, 2), channels=(3, 2))
         table = ladder.table(make([4, 5]), make([2, 3]), make([1, 2]), make([3, 2]), measure=False)
-        assert table.to_json() == ladder.table((4, 5), (2, 3), (1, 2), (3, 2), measure=False).to_json()
+        expected = ladder.table((4, 5), (2, 3), (1, 2), (3, 2), measure=False)
+        # What is free changes from one moment to the next.
+        assert replace(table, available=None) == replace(expected, available=None)
     for number in (4, np.int64(4), np.array(4)):
         assert Local.describe(number, delta=number) == Local.describe((4,), delta=(4,))
         assert Local.describe((6, 7), delta=number) == Local.describe((6, 7), delta=(4, 4))
