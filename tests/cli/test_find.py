@@ -342,19 +342,32 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: int, code: in
             break
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    for _ in range(6):  # Python drops an interrupt that arrives in a finalizer: then one presses Ctrl-C again
-        process.send_signal(number)
-        try:
-            out, err = process.communicate(timeout=20)
-            break
-        except subprocess.TimeoutExpired:
-            continue
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == code
     assert out == ""
     assert "Traceback" not in err
     if number == signal.SIGINT:
         assert err == "wherever: interrupted; nothing was written\n"
     assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
+
+
+def test_an_interrupt_that_python_drops_ends_the_run_at_its_next_step(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from wherever.find import detector\n"
+        "class Finalised:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGINT); sum(range(1000))\n"
+        "fit = detector.Detector.fit\n"
+        "def broken(*args, **kwargs):\n"
+        "    Finalised()\n"
+        "    return fit(*args, **kwargs)\n"
+        "detector.Detector.fit = broken\n"
+        "from wherever.cli import main; sys.exit(main(['find', 'sample:coins', '--example', '132,28,47,45']))"
+    )
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert got.returncode == 130
+    assert got.stderr.endswith("wherever: interrupted; nothing was written\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:

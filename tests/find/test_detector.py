@@ -344,6 +344,7 @@ def test_a_box_that_fills_its_picture():
         (np.zeros((2, 50, 50, 3)), ValueError, "shape"),
         (np.zeros((50, 50), complex), TypeError, "real numbers"),
         (np.array([["a", "b"], ["c", "d"]]), TypeError, "real numbers"),
+        (np.where(np.eye(50) > 0, -3.4e38, 0), ValueError, "as large as 3.4e.38.*missing"),
         ("coins.png", TypeError, "real numbers"),
         (None, TypeError, "real numbers"),
     ],
@@ -355,6 +356,10 @@ def test_bad_pictures(picture, error, message):
 
 def test_other_mistakes_are_explained(image, detector):
     colour = np.stack([image] * 3, axis=-1)
+    with pytest.raises(ValueError, match=r"scales=\(30.0, 40.0\).*larger than every image"):
+        Detector(scales=(30, 40)).fit(image, BOXES)
+    with pytest.raises(ValueError, match="both as an example and as a negative"):
+        Detector().fit(image, BOXES, negatives=BOXES[1:2])
     with pytest.raises(ValueError, match="same number of channels"):
         Detector().fit([image, colour], [BOXES, BOXES])
     with pytest.raises(ValueError, match=r"3 channel.*trained on images with 1"):

@@ -35,7 +35,7 @@ def guarded(command: Callable[Parameters, int]) -> Callable[Parameters, None]:
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         debug = bool(kwargs.get("debug", False))
         try:
-            with _terminate_as_interrupt():
+            with _ending_on_signals():
                 code = command(*args, **kwargs)
                 sys.stdout.flush()
         except KeyboardInterrupt:
@@ -68,22 +68,37 @@ class Terminal(Console):
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def _ending_on_signals() -> Iterator[None]:
     """Let a request to end (SIGTERM, or SIGHUP of a closed terminal) clean up as Ctrl-C does."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
-        sys.exit(128 + number)
+        _asked_to_end.append(number)
+        raise _ending(number)
 
     if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers only there
         yield
         return
-    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     before = [signal.signal(number, end) for number in numbers]
     try:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+        _asked_to_end.clear()
+
+
+_asked_to_end: list[int] = []
+
+
+def _ending(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def end_if_asked() -> None:
+    """End if a signal asked for it whose exception was lost: Python drops one that is raised in a finalizer."""
+    if _asked_to_end:
+        raise _ending(_asked_to_end[0])
 
 
 def explain(error: Exception) -> str:

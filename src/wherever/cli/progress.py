@@ -8,12 +8,15 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from wherever.cli.common import end_if_asked
+
 _PATIENCE = 0.7  # seconds
 
 
 class Steps:
     """Progress over a number of steps, each of which may tell how much of it is done.
 
+    Each step, and each part of it, is also a place where a command ends that a signal asked to.
     Nothing is shown if stderr is no terminal, if `quiet`, or if the work takes only a moment.
 
     Parameters
@@ -52,12 +55,14 @@ class Steps:
 
     def next(self, words: str, long: bool = False) -> None:
         """Begin the next step; a `long` one shows itself at once, since nothing may be heard of it before its end."""
+        end_if_asked()
         self._bar.update(self._task, description=words, completed=self._started)
         self._started += 1
         self._show(long)
 
     def part(self, done: int, total: int) -> None:
         """Tell how much of the step is done."""
+        end_if_asked()
         self._bar.update(self._task, completed=self._started - 1 + done / max(total, 1))
         self._show(False)
 

@@ -132,7 +132,8 @@ class Detector:
         ------
         TypeError, ValueError
             If an image is not numbers or has a wrong shape; if images differ in their number of channels; if a box is
-            empty, outside its image, or larger; if there is no example; if an image is of one colour throughout.
+            empty, outside its image, or larger, or is a negative, too; if `scales` are too large for all images; if
+            there is no example; if an image is of one colour throughout.
         """
         scales, cells = as_scales(self.scales), as_count(self.cells, "cells")
         components = as_count(self.components, "components")
@@ -141,6 +142,12 @@ class Detector:
         pictures, marked, refused = as_training(images, boxes, negatives)
         usable = np.concatenate(whole(marked, [(p.shape[0], p.shape[1]) for p in pictures]))
         template, sigma, tone, levels, penalties = layout(usable, cells, scales, self.any_rotation)
+        smallest = np.array([template.width, template.height]) * scale_of(levels[0])
+        if scales is not None and all((smallest > [p.shape[1] + 1, p.shape[0] + 1]).any() for p in pictures):
+            raise ValueError(
+                f"scales={scales}: the smallest thing to look for, {smallest[0]:.0f} x {smallest[1]:.0f} pixels, is "
+                "larger than every image; scales are relative to the examples"
+            )
         eye = Eye(learn_mix(pictures, components), sigma, tone)
         scenes = [Scene(Picture(p, eye.mix), b, n) for p, b, n in zip(pictures, marked, refused, strict=True)]
         angles = tuple(float(a) for a in np.arange(ROTATIONS) * (360 / ROTATIONS)) if self.any_rotation else (0.0,)

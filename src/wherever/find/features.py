@@ -17,6 +17,7 @@ from scipy.ndimage import map_coordinates
 from wherever.ops import plan
 
 Floats = NDArray[np.float32]
+LARGEST_VALUE = 1e30  # of a pixel: float32, in which pictures are averaged, ends at 3e38
 
 CONTRAST_FLOOR = 0.05  # local contrast below this share of the image's spread counts as noise
 CONTRAST_LIMIT = 3.0  # what stands out more than this many local standard deviations stands out no further
@@ -38,7 +39,7 @@ def as_image(image: ArrayLike, name: str = "image") -> NDArray[Any]:
     TypeError
         If the elements are not real numbers.
     ValueError
-        If it does not have two or three dimensions, or has no pixels or no channels.
+        If it does not have two or three dimensions, or has no pixels or no channels; if a finite value is above 1e30.
     """
     try:
         array = np.asarray(image)
@@ -52,6 +53,13 @@ def as_image(image: ArrayLike, name: str = "image") -> NDArray[Any]:
         raise ValueError(f"{name} must have shape (H, W) or (H, W, C); got {array.shape}")
     if array.size == 0:
         raise ValueError(f"{name} has no pixels; its shape is {array.shape}")
+    if array.dtype.kind == "f" and array.dtype.itemsize >= 4:
+        largest = float(np.abs(array).max(where=np.isfinite(array), initial=0))
+        if largest > LARGEST_VALUE:
+            raise ValueError(
+                f"{name} has values as large as {largest:.3g}, more than {LARGEST_VALUE:g}; if they stand for missing "
+                "pixels, replace them by NaN, else scale the image"
+            )
     return array if array.ndim == 3 else array[:, :, None]
 
 

@@ -8,10 +8,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wherever.find.boxes import Boxes
+from wherever.find.boxes import Boxes, overlaps
 from wherever.find.features import as_image
 
 SMALLEST_BOX = 0.5  # pixels; boxes of one pixel are fine
+SAME_BOX = 0.9  # intersection over union
 
 
 def as_boxes(boxes: ArrayLike | None, width: int, height: int, name: str) -> Boxes:
@@ -99,6 +100,14 @@ def as_training(
         )
     if not any(len(b) for b in checked[0]):
         raise ValueError("there is no example: boxes must hold at least one box, x0, y0, x1, y1 in pixels")
+    for number, (examples, others) in enumerate(zip(*checked, strict=True)):
+        if len(examples) and len(others) and (same := overlaps(examples, others) > SAME_BOX).any():
+            x0, y0, x1, y1 = examples[np.flatnonzero(same.any(axis=1))[0]]
+            where = f"boxes[{number}]" if several else "boxes"
+            raise ValueError(
+                f"{where}: the box x0={x0:g}, y0={y0:g}, x1={x1:g}, y1={y1:g} is marked both as an example and as a "
+                "negative; keep one of them"
+            )
     return pictures, checked[0], checked[1]
 
 
