@@ -69,6 +69,14 @@ def longest_sum(dtype: np.dtype[Any]) -> int:
     return {"f": 512, "F": 512}.get(dtype.char, 256)
 
 
+def most_sums(dtype: np.dtype[Any]) -> int:
+    """How many sums of `longest_sum` terms may be added up in this type, before they are added to a wider one.
+
+    Beside what each of them rounds, the accuracy promise leaves room for so many additions.
+    """
+    return {"f": 32, "F": 32}.get(dtype.char, 16)
+
+
 @functools.lru_cache(maxsize=256)
 def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The type in which sums are taken: half precision in float32, booleans as integers, anything else as it is."""

@@ -13,20 +13,19 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
+from wherever.engine.algorithms.forward import refuses_sums
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.algorithms.weight_gradient import offsets
 from wherever.engine.blocks import Block, cut, fill_footprint
 from wherever.engine.copies import assign, readable
-from wherever.engine.kernels.compile import Compiled, compiled, host, unavailable
+from wherever.engine.kernels.compile import Compiled, compiled, host
 from wherever.engine.kernels.weight_gradient import channel_products
-from wherever.engine.machine import Machine, longest_sum, wide_dtype, working_dtype
+from wherever.engine.machine import Machine, longest_sum, most_sums, wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
 
 _PART_BYTES = 4 << 20  # of the input of one part, where it is copied
 _LINE_BYTES = 1 << 20  # of a line of what lies outside
 _WIDEST = 7  # columns of a kernel that are summed together
-# Chunks that are added up in the type of the numbers before their sum is added to a wider one.
-_CHUNKS = {"f": 32, "d": 16}
 
 
 class DepthwiseGradient:
@@ -37,15 +36,9 @@ class DepthwiseGradient:
 
     def refuses(self, problem: ConvProblem) -> str | None:
         """Other directions, groups of many channels, and what is not a real floating-point number."""
-        refusal = unavailable()
+        refusal = refuses_sums(problem, gradient=True)
         if refusal is not None:
             return refusal
-        if problem.direction != "weight_gradient":
-            return "has a kernel for the gradient by the weights only"
-        if working_dtype(problem.dtype).char not in "fd":
-            return f"has kernels for float32 and float64, not {problem.dtype}"
-        if not problem.multiply_adds:
-            return "there is nothing to sum"
         if problem.group_in * problem.group_out > 64:
             return f"passes over both images for each of {problem.group_in * problem.group_out} pairs of channels"
         return None
@@ -124,7 +117,7 @@ class _Method:
         self.chunk = longest_sum(self.dtype) // 2
         most = self.chunk * self.across
         if p.output[-1] <= most:
-            most *= _CHUNKS[self.dtype.char] // 2
+            most *= most_sums(self.dtype) // 2
         copied = max(1, _PART_BYTES // (self.size * p.groups * math.prod(p.stride)))
         self.parts = {in_place: list(cut(p, most if in_place else min(copied, most))) for in_place in (False, True)}
         self._kernels: dict[int, Compiled] = {}

@@ -7,10 +7,9 @@ import math
 
 import numpy as np
 
-from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
+from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
-from wherever.engine.kernels.compile import unavailable
 from wherever.engine.machine import longest_sum, working_dtype
 from wherever.problem import Array, ConvProblem
 
@@ -26,18 +25,14 @@ class EachChannel(abc.ABC):
 
     def refuses(self, problem: ConvProblem) -> str | None:
         """Problems whose channels are summed, and what is not a real floating-point number."""
-        refusal = unavailable() or refuses_direction(problem)
+        refusal = refuses_sums(problem)
         if refusal is not None:
             return refusal
         forward = as_forward(problem)
         if forward.group_in != 1:
             return f"sums one channel by itself, not {forward.group_in} together"
-        if working_dtype(problem.dtype).char not in "fd":
-            return f"has kernels for float32 and float64, not {problem.dtype}"
         if problem.taps > longest_sum(working_dtype(problem.dtype)):
             return f"sums {problem.taps} terms in one go, which rounds too much"
-        if not forward.multiply_adds:
-            return "there is nothing to sum"
         return self.refuses_forward(forward)
 
     @abc.abstractmethod

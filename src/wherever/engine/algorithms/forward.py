@@ -1,4 +1,4 @@
-"""Transposes of stride 1 as the forward problems that they are, for algorithms that know only that direction."""
+"""What generated kernels refuse alike; transposes of stride 1 as the forward problems that they are."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ from wherever.engine.machine import working_dtype
 from wherever.problem import Array, ConvProblem
 
 
-def refuses_direction(problem: ConvProblem) -> str | None:
-    """Why the problem is not a forward one in other words; None if it is."""
-    if problem.direction == "weight_gradient":
+def refuses_sums(problem: ConvProblem, *, gradient: bool = False) -> str | None:
+    """Why no generated kernel can do the problem; None if one can.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    gradient : bool
+        Whether the kernels are for the gradient by the weights; else they are for what `as_forward` makes forward.
+    """
+    refusal = unavailable()
+    if refusal is not None:
+        return refusal
+    if gradient and problem.direction != "weight_gradient":
+        return "has a kernel for the gradient by the weights only"
+    if not gradient and problem.direction == "weight_gradient":
         return "has no kernel for the gradient by the weights"
     if problem.direction == "transpose" and (set(problem.stride) != {1} or problem.boundary != 0):
         return "computes transposes of stride 1 with zeros outside"
-    return None
-
-
-def refuses_sums(problem: ConvProblem) -> str | None:
-    """Why kernels of direct summation cannot do the problem; None if they can."""
-    refusal = unavailable() or refuses_direction(problem)
-    if refusal is not None:
-        return refusal
     if working_dtype(problem.dtype).char not in "fd":
         return f"has kernels for float32 and float64, not {problem.dtype}"
-    if not as_forward(problem).multiply_adds:
+    if not (problem if gradient else as_forward(problem)).multiply_adds:
         return "there is nothing to sum"
     return None
 

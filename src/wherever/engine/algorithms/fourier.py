@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import add_terms, channels_first
-from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
+from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.overlap_save import transform_length
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Run, box, fill_footprint, runs
 from wherever.engine.copies import assign
 from wherever.engine.kernels.codelets import frequencies, radices, twiddles
-from wherever.engine.kernels.compile import compiled, host, unavailable
+from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.fourier_image import OUTSIDE, PAIR, TILE, Layout, fourier_tiles
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -47,7 +47,7 @@ class Fourier:
 
     def refuses(self, problem: ConvProblem) -> str | None:
         """Channels that are summed, more than two dimensions, what is not a real floating-point number."""
-        refusal = unavailable() or refuses_direction(problem)
+        refusal = refuses_sums(problem)
         if refusal is not None:
             return refusal
         if as_forward(problem).group_in != 1:
@@ -56,12 +56,8 @@ class Fourier:
             return f"has tiles of images and signals, not of {problem.spatial} dimensions"
         if problem.taps == 1:
             return "a kernel of one place needs no transform"
-        if working_dtype(problem.dtype).char not in "fd":
-            return f"has kernels for float32 and float64, not {problem.dtype}"
         if not isinstance(problem.boundary, str) and not np.isfinite(problem.boundary):
             return "transforms no boundary that is not finite"
-        if not as_forward(problem).multiply_adds:
-            return "there is nothing to transform"
         if best_tiling(dense(as_forward(problem)), Machine()) is None:
             return f"has no tiles for a kernel that spans {'x'.join(map(str, problem.extent))} places"
         return None

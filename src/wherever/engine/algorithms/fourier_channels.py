@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first, per_channel, store
-from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
+from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.overlap_save import transform_length
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, fill_footprint, gather, grid, runs
 from wherever.engine.copies import assign
-from wherever.engine.kernels.compile import Compiled, compiled, host, unavailable
+from wherever.engine.kernels.compile import Compiled, compiled, host
 from wherever.engine.kernels.fourier_channels import (
     OUTSIDE,
     fourier_depthwise,
@@ -62,7 +62,7 @@ class FourierChannels:
 
     def refuses(self, problem: ConvProblem) -> str | None:
         """Strides, kernels of one place or too long for the tiles, what is not a real floating-point number."""
-        refusal = unavailable() or refuses_direction(problem)
+        refusal = refuses_sums(problem)
         if refusal is not None:
             return refusal
         if set(problem.stride) != {1}:
@@ -71,12 +71,7 @@ class FourierChannels:
             return "a kernel of one place needs no transform"
         if problem.spatial > 3:
             return f"transforms 1 to 3 dimensions, not {problem.spatial}"
-        if working_dtype(problem.dtype).char not in "fd":
-            return f"has kernels for float32 and float64, not {problem.dtype}"
-        forward = as_forward(problem)
-        if not forward.multiply_adds:
-            return "there is nothing to transform"
-        if not _tiles(forward):
+        if not _tiles(as_forward(problem)):
             return "the kernel spans more than its tiles, or its spectrum would take too much memory"
         return None
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first, store
-from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
+from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import box, gather, runs
-from wherever.engine.kernels.compile import compiled, host, unavailable
+from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.separable import passes
 from wherever.engine.machine import Machine, longest_sum, working_dtype
 from wherever.problem import Array, Boundary, ConvProblem
@@ -40,7 +40,7 @@ class Separable:
 
     def refuses(self, problem: ConvProblem) -> str | None:
         """What is not images of channels that have kernels of their own, at stride and dilation 1."""
-        refusal = unavailable() or refuses_direction(problem)
+        refusal = refuses_sums(problem)
         if refusal is not None:
             return refusal
         forward = as_forward(problem)
@@ -52,12 +52,8 @@ class Separable:
             return "sums neighbouring places at stride 1"
         if problem.layout == "channels_last" and max(forward.in_channels, forward.out_channels) > 1:
             return "filters one channel after the other, which must lie first"
-        if working_dtype(problem.dtype).char not in "fd":
-            return f"has kernels for float32 and float64, not {problem.dtype}"
         if max(problem.kernel) > longest_sum(working_dtype(problem.dtype)):
             return f"sums {max(problem.kernel)} terms in one go, which rounds too much"
-        if not forward.multiply_adds:
-            return "there is nothing to sum"
         return None
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:

@@ -15,20 +15,18 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
+from wherever.engine.algorithms.forward import refuses_sums
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, cut, fill_footprint, footprint, last_axes
 from wherever.engine.copies import assign, readable
-from wherever.engine.kernels.compile import compiled, host, unavailable
+from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.weight_gradient import outer_products
-from wherever.engine.machine import Machine, longest_sum, wide_dtype, working_dtype
+from wherever.engine.machine import Machine, longest_sum, most_sums, wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
 
 _PART_BYTES = 16 << 20  # of both images of one part, where they are copied
 _WIDE_BYTES = 24 << 20  # of the sum over several parts
 _SUM_BYTES = 1 << 21  # of the sums that one call of the kernel adds to: they stay in the cache
-# Chunks that are added up in the type of the numbers, before their sum is added to a wider one: beside what a chunk
-# rounds itself (see `longest_sum`), the promise leaves room for so many additions.
-_CHUNKS = {"f": 32, "d": 16}
 
 
 class Outer:
@@ -39,16 +37,7 @@ class Outer:
 
     def refuses(self, problem: ConvProblem) -> str | None:
         """Other directions, and what is not a real floating-point number."""
-        refusal = unavailable()
-        if refusal is not None:
-            return refusal
-        if problem.direction != "weight_gradient":
-            return "has a kernel for the gradient by the weights only"
-        if working_dtype(problem.dtype).char not in "fd":
-            return f"has kernels for float32 and float64, not {problem.dtype}"
-        if not problem.multiply_adds:
-            return "there is nothing to sum"
-        return None
+        return refuses_sums(problem, gradient=True)
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """The multiply-adds of whole register tiles, and the copies of x, y and the weights."""
@@ -173,7 +162,7 @@ def _places(p: ConvProblem) -> int:
     dtype = working_dtype(p.dtype)
     inputs = p.group_in * math.prod(min(s, r) for s, r in zip(p.stride, p.extent, strict=True))
     held = _PART_BYTES // (dtype.itemsize * max(1, inputs + p.group_out))
-    return max(1, min(held, _CHUNKS[dtype.char] * longest_sum(dtype)))
+    return max(1, min(held, most_sums(dtype) * longest_sum(dtype)))
 
 
 @functools.lru_cache(maxsize=32)

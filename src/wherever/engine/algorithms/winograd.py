@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first, per_channel, store
-from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_direction
+from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, fill_footprint, gather, grid, places
 from wherever.engine.copies import assign
-from wherever.engine.kernels.compile import compiled, host, unavailable
+from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.cook_toom import MOST_POINTS
 from wherever.engine.kernels.winograd import OUTSIDE, winograd, winograd_weights
 from wherever.engine.machine import Machine, working_dtype
@@ -45,7 +45,7 @@ class Winograd:
 
     def refuses(self, problem: ConvProblem) -> str | None:
         """Strides, dilation, kernels that are too large or too small, what is not a real floating-point number."""
-        refusal = unavailable() or refuses_direction(problem)
+        refusal = refuses_sums(problem)
         if refusal is not None:
             return refusal
         if set(problem.stride) != {1}:
@@ -54,13 +54,9 @@ class Winograd:
             return "has no tiles for dilated kernels"
         if not 1 <= _dimensions(problem) <= 3:
             return f"transforms 1 to 3 dimensions, not {_dimensions(problem)}"
-        if working_dtype(problem.dtype).char not in "fd":
-            return f"has kernels for float32 and float64, not {problem.dtype}"
         if not _tiles(problem):
             kernel = "x".join(map(str, problem.kernel))
             return f"a kernel of {kernel} needs transforms that are too large, or that round too much"
-        if not as_forward(problem).multiply_adds:
-            return "there is nothing to sum"
         return None
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
