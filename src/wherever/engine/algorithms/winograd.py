@@ -16,7 +16,7 @@ from wherever.engine.algorithms.blockwise import channels_first, per_channel, st
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
-from wherever.engine.blocks import Block, fill_footprint, gather, grid, places
+from wherever.engine.blocks import Block, fill_footprint, footprint, gather, grid, places
 from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.cook_toom import MOST_POINTS
@@ -38,20 +38,21 @@ class Winograd:
     A tile of m outputs of a kernel of r taps takes m + r - 1 multiplications instead of m r, in each of the dimensions.
     Rounding errors are those of the transforms: with the points used here (`cook_toom`) 1.5 to 3 times those
     of direct summation. A tile with a number that is not finite is summed directly.
+
+    Where the dilation d is a multiple of the stride s, outputs that lie d / s apart read places of x that lie d apart:
+    each residue class of the outputs is a convolution without stride and dilation, and its tiles lie on a wider grid.
     """
 
     name = "winograd"
     sums_directly = False
 
     def refuses(self, problem: ConvProblem) -> str | None:
-        """Strides, dilation, kernels that are too large or too small, what is not a real floating-point number."""
+        """Most strides, kernels that are too large or too small, what is not a real floating-point number."""
         refusal = refuses_sums(problem)
         if refusal is not None:
             return refusal
-        if set(problem.stride) != {1}:
-            return "tiles overlap at stride 1 only"
-        if any(d != 1 and r > 1 for d, r in zip(problem.dilation, problem.kernel, strict=True)):
-            return "has no tiles for dilated kernels"
+        if any(apart % s for apart, s in zip(_apart(problem), problem.stride, strict=True)):
+            return "tiles overlap where the dilation is a multiple of the stride"
         if not 1 <= _dimensions(problem) <= 3:
             return f"transforms 1 to 3 dimensions, not {_dimensions(problem)}"
         if not _tiles(problem):
@@ -89,6 +90,23 @@ def _dimensions(problem: ConvProblem) -> int:
     return sum(r > 1 for r in problem.kernel)
 
 
+def _apart(problem: ConvProblem) -> tuple[int, ...]:
+    """How far apart the places of x are that one tile reads; where a kernel has one tap, as far as outputs look."""
+    axes = zip(problem.kernel, problem.stride, problem.dilation, strict=True)
+    return tuple(d if r > 1 else s for r, s, d in axes)
+
+
+def _classes(problem: ConvProblem) -> tuple[int, ...]:
+    """How many residue classes the outputs fall into, in each dimension: how far apart the outputs of a tile are."""
+    return tuple(apart // s for apart, s in zip(_apart(problem), problem.stride, strict=True))
+
+
+def _tiles_along(outputs: int, tile: int, classes: int) -> int:
+    """How many tiles it takes for so many outputs of one dimension, each class by itself."""
+    shorter, longer = divmod(outputs, classes)
+    return (classes - longer) * -(-shorter // tile) + longer * -(-(shorter + 1) // tile)
+
+
 @dataclass(frozen=True)
 class Tiling:
     """Tiles, and how they are worked on.
@@ -98,7 +116,7 @@ class Tiling:
     tile : tuple of int
         Outputs of a tile in each dimension.
     shape : tuple of int
-        Outputs of a part, whose input is read at once: in each dimension a multiple of the tile.
+        Outputs of a part, whose input is read at once: in each dimension a multiple of the tile (of each class).
     images : int
         That a part takes together.
     together : int
@@ -144,11 +162,13 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     v_pixel, m_pixel = _pixel(problem.group_in, lanes), _pixel(problem.group_out, lanes)
     tile_bytes = points * (v_pixel + m_pixel) * size
     weights = points * problem.group_in * problem.group_out
-    along = [-(-n // m) for n, m in zip(problem.output, tile, strict=True)]
+    classes = _classes(problem)
+    steps = [m * e for m, e in zip(tile, classes, strict=True)]  # outputs of one tile of each class
+    along = [-(-n // step) for n, step in zip(problem.output, steps, strict=True)]
 
     # A part: as much of an image (or as many images) as may be read at once.
     def foot(counts: list[int]) -> int:
-        return math.prod(c * m + r - 1 for c, m, r in zip(counts, tile, problem.kernel, strict=True))
+        return math.prod(footprint(problem, tuple(c * m for c, m in zip(counts, steps, strict=True)), problem.dilation))
 
     counts, most = list(along), _PART_BYTES // (problem.in_channels * size)
     for dim in range(problem.spatial):
@@ -157,7 +177,9 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
             counts[dim] = min(counts[dim] - 1, -(-along[dim] // pieces))
     images = max(1, min(problem.batch, most // foot(counts))) if counts == along else 1
     parts = -(-problem.batch // images) * math.prod(-(-n // c) for n, c in zip(along, counts, strict=True))
-    tiles = images * math.prod(counts)
+    shape = tuple(c * step for c, step in zip(counts, steps, strict=True))
+    numbers = zip(shape, problem.output, tile, classes, strict=True)
+    tiles = images * math.prod(_tiles_along(min(n, most), m, e) for n, most, m, e in numbers)
 
     # As many tiles together as the cache holds; more where the weights do not fit and are read again for each of them.
     wanted = max(1, int(0.6 * machine.cache / tile_bytes))
@@ -180,7 +202,6 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     seconds = (max(sums, reading) + transforms + moved) * size / 4 + parts * (20 + 5 * problem.groups) * machine.call
     outputs = tiles * math.prod(tile) * problem.out_channels
     workspace = together * tile_bytes + (images * foot(counts) * problem.in_channels + outputs) * size
-    shape = tuple(c * m for c, m in zip(counts, tile, strict=True))
     return Tiling(tile, shape, images, together, rows, vectors, seconds, workspace)
 
 
@@ -203,14 +224,14 @@ class _Part:
     def __init__(self, problem: ConvProblem, tile: tuple[int, ...], block: Block) -> None:
         self.block, self.tile = block, tile
         self.images = block.images.stop - block.images.start
-        self.tiles_along = tuple(-(-n // m) for n, m in zip(block.shape, tile, strict=True))
-        self.count = self.images * math.prod(self.tiles_along)
-        lengths = [c * m + r - 1 for c, m, r in zip(self.tiles_along, tile, problem.kernel, strict=True)]
-        first = [_counted(length, n) for length, n in zip(lengths, block.foot_shape, strict=True)]
-        self.gathered, self.written = first, [_counted(k, n) for k, n in zip(lengths, block.shape, strict=True)]
-        self.in_place = [np.full(length, -1, np.int64) for length in lengths]
-        for dim, (shown, start, n) in enumerate(zip(self.in_place, block.foot_start, block.foot_shape, strict=True)):
-            shown[:n] = places(start, n, problem.size[dim], problem.boundary)
+        axes = zip(block.shape, tile, problem.kernel, problem.stride, _apart(problem), strict=True)
+        self.axes = [_Axis(*axis) for axis in axes]
+        self.count = self.images * math.prod(len(axis.first) for axis in self.axes)
+        seen = [
+            places(start, n, size, problem.boundary)
+            for start, n, size in zip(block.foot_start, block.foot_shape, problem.size, strict=True)
+        ]
+        self.in_place = [np.where(axis.x < 0, -1, shown[axis.x]) for axis, shown in zip(self.axes, seen, strict=True)]
         self.tables: dict[tuple[Any, ...], tuple[npt.NDArray[np.int64], ...]] = {}
 
     def table(
@@ -221,28 +242,32 @@ class _Part:
         if key not in self.tables:
             if len(self.tables) > 10:  # of ever other memory orders
                 self.tables.clear()
-            self.tables[key] = self._table(self.in_place if in_place else self.gathered, x_pitches, y_pitches)
+            self.tables[key] = self._table(
+                self.in_place if in_place else [axis.x for axis in self.axes], x_pitches, y_pitches
+            )
         return self.tables[key]
 
     def _table(
         self, shown: list[npt.NDArray[np.int64]], x_pitches: tuple[int, ...], y_pitches: tuple[int, ...]
     ) -> tuple[npt.NDArray[np.int64], ...]:
-        tiles = np.stack(np.unravel_index(np.arange(self.count), (self.images, *self.tiles_along)), 1)
+        counts = (self.images, *(len(axis.first) for axis in self.axes))
+        tiles = np.stack(np.unravel_index(np.arange(self.count), counts), 1)
         rows = np.zeros((self.count, 4 + len(self.tile)), np.int64)
         distances = []
-        for field, along, pitches in ((0, shown, x_pitches), (1, self.written, y_pitches)):
+        written = [axis.y for axis in self.axes]
+        for field, along, pitches in ((0, shown, x_pitches), (1, written, y_pitches)):
             image = rows[:, field + 2] = tiles[:, 0] * pitches[0]
             corner, outside = image.copy(), np.zeros(self.count, bool)
             start = 0
-            for dim, (place, pitch, m) in enumerate(zip(along, pitches[1:], self.tile, strict=True)):
-                first = tiles[:, 1 + dim] * m
+            for dim, (place, pitch, axis) in enumerate(zip(along, pitches[1:], self.axes, strict=True)):
+                first = axis.first[tiles[:, 1 + dim]]
                 rows[:, 4 + dim] = start + first
                 start += len(place)
                 corner += place[first] * pitch
                 # A tile lies inside where its places follow each other.
-                width = m if field else len(place) - (self.tiles_along[dim] - 1) * m
-                apart = np.r_[0, np.cumsum((np.diff(place) != 1) | (place[1:] < 0))]
-                outside |= (place[first] < 0) | (apart[first + width - 1] > apart[first])
+                width, step = (axis.tile, axis.classes) if field else (axis.points, axis.apart)
+                breaks = np.r_[0, np.cumsum((np.diff(place) != step) | (place[1:] < 0))]
+                outside |= (place[first] < 0) | (breaks[first + width - 1] > breaks[first])
             rows[:, field] = np.where(outside, OUTSIDE, corner)
             distances.append(
                 np.concatenate([np.where(p < 0, OUTSIDE, p * q) for p, q in zip(along, pitches[1:], strict=True)])
@@ -250,10 +275,41 @@ class _Part:
         return rows, *distances
 
 
-def _counted(length: int, count: int) -> npt.NDArray[np.int64]:
-    """0, 1, ... below count, and -1 behind that."""
-    place = np.arange(length)
-    return np.where(place < count, place, -1)
+class _Axis:
+    """The tiles of a part along one dimension, as stretches of two lists of places: in its footprint and its outputs.
+
+    Attributes
+    ----------
+    first : array of int
+        Where the places of each tile begin in the lists; tiles of all classes that lie side by side follow each other.
+    x, y : array of int
+        Places in the footprint and among the outputs; -1 behind the last one.
+    tile, points : int
+        How many outputs a tile has, and how many places it reads.
+    classes, apart : int
+        How far apart these are.
+    """
+
+    def __init__(self, outputs: int, tile: int, taps: int, stride: int, apart: int) -> None:
+        self.tile, self.points, self.apart, self.classes = tile, tile + taps - 1, apart, apart // stride
+        first, x, y = [], [], []
+        begin = 0
+        for residue in range(min(self.classes, outputs)):
+            count = -(-(outputs - residue) // self.classes)
+            tiles = -(-count // tile)
+            place = np.arange(tiles * tile + taps - 1)
+            first.append((np.arange(tiles), begin + np.arange(tiles) * tile))
+            x.append(np.where(place < count + taps - 1, residue * stride + place * apart, -1))
+            y.append(np.where(place < count, residue + place * self.classes, -1))
+            begin += len(place)
+        numbers, firsts = np.concatenate(first, 1)
+        self.first = firsts[np.argsort(numbers, kind="stable")]
+        self.x, self.y = np.concatenate(x), np.concatenate(y)
+
+
+def _spread(pitches: tuple[int, ...], apart: tuple[int, ...]) -> tuple[int, ...]:
+    """How far places lie apart in memory that are so far apart in each dimension."""
+    return tuple(pitch * step for pitch, step in zip(pitches, apart, strict=True))
 
 
 class WinogradPrepared:
@@ -284,6 +340,7 @@ class WinogradPrepared:
             y_pixel=p.out_channels,
             v_pixel=self.v_pixel,
             m_pixel=self.m_pixel,
+            sparse=_apart(p)[-1] > 1,
             rows=tiling.rows,
             vectors=tiling.vectors,
             ahead=tiling.vectors if tiling.together <= tiling.rows else 1,
@@ -293,7 +350,7 @@ class WinogradPrepared:
             self.bias[:, : p.group_out] = bias.reshape(p.groups, p.group_out)
         self.filler = np.full(p.group_in, 0 if isinstance(p.boundary, str) else p.boundary, self.dtype)
         self.weight = self._transformed(operand)
-        self.parts = [_Part(p, tiling.tile, block) for block in grid(p, tiling.shape, tiling.images)]
+        self.parts = [_Part(p, tiling.tile, block) for block in grid(p, tiling.shape, tiling.images, gapless=True)]
 
     @functools.cached_property
     def direct(self) -> Im2colPrepared:
@@ -340,7 +397,8 @@ class WinogradPrepared:
             y_pitches = self._pitches(y, p.out_channels)
         assert x_pitches is not None
         assert y_pitches is not None
-        tables, pitches = part.table(in_place, x_pitches, y_pitches), (*x_pitches[1:-1], *y_pitches[1:-1])
+        tables = part.table(in_place, x_pitches, y_pitches)
+        pitches = (*_spread(x_pitches[1:], _apart(p)), *_spread(y_pitches[1:], _classes(p)))
         finite: list[bool] = []
         run.for_each(
             lambda share: finite.append(self._share(x.ctypes.data, y.ctypes.data, tables, pitches, *share)),

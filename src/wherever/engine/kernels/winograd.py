@@ -29,6 +29,7 @@ def winograd(
     y_pixel: int,
     v_pixel: int,
     m_pixel: int,
+    sparse: bool,
     rows: int,
     vectors: int,
     ahead: int,
@@ -47,9 +48,11 @@ def winograd(
     channels, outputs
         Input and output channels.
     x_pixel, y_pixel
-        Numbers from one place of x or y to the next in the last dimension; the other pitches are sizes.
+        Numbers from one place of x or y to the next in the last dimension.
     v_pixel, m_pixel
         Numbers from one point of V or M to the next: the channels, padded to whole vectors.
+    sparse
+        Whether the places of a tile are further apart than that in the last dimension: then this pitch is a size, too.
     rows, vectors
         Register tile of the products: tiles times vectors of output channels.
     ahead
@@ -64,20 +67,21 @@ def winograd(
     along a dimension is from the image's beginning, in x and in y.
 
     The sizes: first and last tile, and how many are worked on together; first and last block of output channels, number
-    of these blocks; pitches of x and of y in all dimensions but the last.
+    of these blocks; how far apart the places of a tile are in each dimension, in x and in y.
     """
     lanes = target.lanes(dtype)
     dimensions = len(tile)
     matrices = [cook_toom(m, r) for m, r in zip(tile, taps, strict=True)]
     points = tuple(m + r - 1 for m, r in zip(tile, taps, strict=True))
     number, block = math.prod(points), vectors * lanes
-    x_names, y_names = ([f"{name}_pitch{dim}" for dim in range(dimensions - 1)] for name in "xy")
+    x_names, y_names = ([f"{name}_pitch{dim}" for dim in range(dimensions)] for name in "xy")
     sizes = ["tile", "tiles", "together", "first", "last", "blocks", *x_names, *y_names]
     arrays = ["x", "filler", "u", "bias", "y", "v", "m", "edge", "odd", "tile_table", "x_places", "y_places"]
     kernel = Kernel("winograd", dtype, lanes, arrays, sizes)
     size = kernel.size
-    x = kernel.array("x", *(size(n) for n in x_names), x_pixel, 1)
-    y = kernel.array("y", *(size(n) for n in y_names), y_pixel, 1)
+    x_pitches, y_pitches = [size(n) for n in x_names[:-1]], [size(n) for n in y_names[:-1]]
+    x = kernel.array("x", *x_pitches, size(x_names[-1]) if sparse else x_pixel, 1)
+    y = kernel.array("y", *y_pitches, size(y_names[-1]) if sparse else y_pixel, 1)
     u = kernel.array("u", size("blocks") * (channels * block), channels * block, block, 1)
     # V and M, with points by their number and by their place in a tile.
     v, v_tile = (kernel.array("v", number * v_pixel, *pitches, 1) for pitches in ([v_pixel], _pitches(points, v_pixel)))

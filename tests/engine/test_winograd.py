@@ -1,0 +1,97 @@
+"""Winograd's tiles with many channels: whole vectors and tails, dilation and strides, borders, parts, threads."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import BOUNDARIES, assert_close, disguised, numbers
+
+from wherever.engine.algorithms import Im2col, Winograd, winograd
+from wherever.problem import ConvProblem
+
+
+@st.composite
+def layers(draw):
+    """Problems that Winograd does not refuse, of several tiles, vectors of channels, and images."""
+    spatial = draw(st.integers(1, 3))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    group_in, group_out = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    kernel, stride, dilation = [], [], []
+    for _ in range(spatial):
+        kernel.append(draw(st.sampled_from([1, 2, 3, 3, 4] if spatial < 3 else [1, 2, 3])))
+        stride.append(draw(st.sampled_from([1, 1, 2, 3])))
+        dilation.append(stride[-1] * draw(st.sampled_from([1, 1, 2, 5])))
+    extent = tuple((r - 1) * d + 1 for r, d in zip(kernel, dilation, strict=True))
+    size = tuple(e + draw(st.integers(0, {1: 200, 2: 30, 3: 9}[spatial])) for e in extent)
+    boundary = draw(st.sampled_from(BOUNDARIES))
+    layout = draw(st.sampled_from(["channels_first", "channels_last", "channels_last"]))
+    batch, channels = draw(st.integers(1, 3)), groups * group_in
+    return ConvProblem.from_shapes(
+        (batch, channels, *size) if layout == "channels_first" else (batch, *size, channels),
+        (groups * group_out, group_in, *kernel),
+        dtype=draw(st.sampled_from(["float32", "float32", "float64"])),
+        stride=stride,
+        padding=draw(st.sampled_from([0, 1, "same", tuple((e - 1, 0) for e in extent), ((0, 2),) * spatial])),
+        dilation=dilation,
+        groups=groups,
+        boundary=2.5 if boundary == "number" else boundary,
+        layout=layout,
+    )
+
+
+def summed(problem, x, w, bias=None):
+    """The result in a wider type (float64 by BLAS, which the tests of all algorithms hold against the reference)."""
+    wide = dataclasses.replace(problem, dtype=np.dtype("float64"))
+    truth = np.empty(problem.y_shape)
+    Im2col().prepare(wide, w, bias).run(x, truth, 1)
+    return truth
+
+
+@given(problem=layers(), seed=st.integers(0, 1000), part_bytes=st.sampled_from([2 << 20, 20000, 3000]))
+def test_layers(problem, seed, part_bytes):
+    if Winograd().refuses(problem):
+        return
+    x, w = numbers(problem.x_shape, problem.dtype, seed), numbers(problem.w_shape, problem.dtype, seed + 1)
+    bias = numbers(problem.out_channels, problem.dtype, seed + 2)
+    truth = summed(problem, x, w, bias)
+    given_x = disguised(x, seed) if seed % 3 == 0 else x
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "_PART_BYTES", part_bytes)
+        winograd.best_tiling.cache_clear()
+        prepared = Winograd().prepare(problem, w, bias)
+        winograd.best_tiling.cache_clear()
+    results = []
+    for threads in (1, 2, 5):
+        out = np.full(problem.y_shape, 9, problem.dtype)
+        prepared.run(given_x, out, threads)
+        results.append(out.tobytes())
+    assert_close(out, truth, problem.dtype)
+    assert len(set(results)) == 1
+
+
+@given(problem=layers(), seed=st.integers(0, 1000))
+def test_numbers_that_are_not_finite_stay_local(problem, seed):
+    if Winograd().refuses(problem):
+        return
+    random = np.random.default_rng(seed)
+    x, w = numbers(problem.x_shape, problem.dtype, seed), numbers(problem.w_shape, problem.dtype, seed + 1)
+    x[tuple(random.integers(0, n) for n in x.shape)] = random.choice([np.nan, np.inf, -np.inf])
+    with np.errstate(all="ignore"):
+        truth = summed(problem, x, w)
+    out = np.empty(problem.y_shape, problem.dtype)
+    Winograd().prepare(problem, w).run(x, out, 1)
+    np.testing.assert_array_equal(np.isnan(out), np.isnan(truth))
+    np.testing.assert_array_equal(np.isinf(out), np.isinf(truth))
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("dilation", [1, 8, 600])
+def test_signals_with_dilation(kernel, dilation):
+    """Parts whose tiles are of every class, and the last of which have few outputs of each."""
+    problem = ConvProblem.from_shapes((1, 15_000, 40), (24, 40, kernel), dilation=dilation, layout="channels_last")
+    x, w = numbers(problem.x_shape, "float32"), numbers(problem.w_shape, "float32", 1)
+    out = np.empty(problem.y_shape, np.float32)
+    Winograd().prepare(problem, w).run(x, out, 1)
+    assert_close(out, summed(problem, x, w), "float32")
