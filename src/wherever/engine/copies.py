@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,25 +25,17 @@ def assign(target: Array, source: Array) -> None:
     """
     if source.shape != target.shape:
         source = np.broadcast_to(source, target.shape)
-    # What the source shows backwards is copied backwards.
-    turned = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in source.strides)
-    target, source = target[turned], source[turned]
-    axes = _exchanged(target, source)
-    if axes is None or unavailable() is not None:
-        with np.errstate(all="ignore"):  # a number too large for the target's type becomes infinite: data, no error
-            target[...] = source
+    exchange = None
+    if target.dtype == source.dtype and target.flags.aligned and source.flags.aligned:
+        exchange = _exchange(target.dtype, target.shape, target.strides, source.strides)
+    if exchange is not None:
+        exchange(source.ctypes.data, target.ctypes.data)
         return
-    inner, outer = axes  # along which target, and source, lie side by side
-    others = sorted((axis for axis in range(target.ndim) if axis not in axes), key=lambda axis: target.shape[axis])
-    target, source = target.transpose(*others, outer, inner), source.transpose(*others, inner, outer)
-    if not others:
-        target, source = target[None], source[None]
-    kernel, size = _kernel(target.dtype.name), target.itemsize
-    (count, columns, rows), x, y = target.shape[-3:], source.strides[-3:], target.strides[-3:]
-    sizes = np.array([count, rows, columns, x[0] // size, x[1] // size, y[0] // size, y[1] // size], np.int64)
-    address = sizes.ctypes.data
-    for index in np.ndindex(target.shape[:-3]):
-        kernel(source[index].ctypes.data, target[index].ctypes.data, address)
+    if min(source.strides, default=0) < 0:  # what the source shows backwards is copied backwards
+        turned = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in source.strides)
+        target, source = target[turned], source[turned]
+    with np.errstate(all="ignore"):  # a number too large for the target's type becomes infinite: data, no error
+        target[...] = source
 
 
 def readable(a: Array, dtype: np.dtype[Any], axis: int) -> bool:
@@ -55,19 +50,69 @@ def _kernel(dtype: str) -> Compiled:
     return compiled(transpose, dtype=dtype)
 
 
-def _exchanged(target: Array, source: Array) -> tuple[int, int] | None:
-    """The axes along which target and source lie side by side in memory, if the kernel should exchange them."""
-    if target.dtype != source.dtype or target.dtype.char not in "fd" or not target.dtype.isnative:
+@dataclass(frozen=True)
+class _Axis:
+    """An axis of both arrays: how many places, and how many bytes apart in the target and in the source."""
+
+    count: int
+    target: int
+    source: int
+
+
+class _Exchange:
+    """A copy whose rows and columns change places: what can be known of it beforehand, but where the arrays are."""
+
+    def __init__(self, dtype: np.dtype[Any], outer: _Axis, inner: _Axis, others: Sequence[_Axis], start: _Axis) -> None:
+        self.kernel = _kernel(dtype.name)
+        self.source_start, self.target_start = start.source, start.target
+        *rest, each = sorted(others or [_Axis(1, 0, 0)], key=lambda axis: axis.count)
+        pitches = (each.source, inner.source, each.target, outer.target)
+        counts = (each.count, inner.count, outer.count)
+        self.sizes = np.array([*counts, *(pitch // dtype.itemsize for pitch in pitches)], np.int64)
+        self.address = self.sizes.ctypes.data
+        self.offsets = [
+            (
+                sum(i * a.source for i, a in zip(index, rest, strict=True)),
+                sum(i * a.target for i, a in zip(index, rest, strict=True)),
+            )
+            for index in itertools.product(*(range(axis.count) for axis in rest))
+        ]
+
+    def __call__(self, source: int, target: int) -> None:
+        """Copy, from the array at one address to that at another."""
+        source, target = source + self.source_start, target + self.target_start
+        for behind_source, behind_target in self.offsets:
+            self.kernel(source + behind_source, target + behind_target, self.address)
+
+
+@functools.lru_cache(maxsize=1024)
+def _exchange(
+    dtype: np.dtype[Any], shape: tuple[int, ...], targets: tuple[int, ...], sources: tuple[int, ...]
+) -> _Exchange | None:
+    """The copy between aligned arrays of one type, of this shape and these strides, if the kernel should do it."""
+    if dtype.char not in "fd" or not dtype.isnative or any(stride % dtype.itemsize for stride in targets + sources):
         return None
-    if not (target.flags.aligned and source.flags.aligned):
+    # What the source shows backwards is copied backwards.
+    axes = [_Axis(*axis) for axis in zip(shape, targets, sources, strict=True)]
+    back = [axis for axis in axes if axis.source < 0]
+    start = _Axis(1, sum((a.count - 1) * a.target for a in back), sum((a.count - 1) * a.source for a in back))
+    axes = [_Axis(a.count, -a.target, -a.source) if a.source < 0 else a for a in axes]
+    axes = _joined(axes)
+    inner = next((axis for axis in axes if axis.target == dtype.itemsize), None)
+    outer = next((axis for axis in axes if axis.source == dtype.itemsize), None)
+    if inner is None or outer is None or inner is outer or min(inner.count, outer.count) < _FEWEST:
         return None
-    size = target.itemsize
-    inner = next((a for a, (n, s) in enumerate(zip(target.shape, target.strides, strict=True)) if s == size), None)
-    outer = next((a for a, (n, s) in enumerate(zip(source.shape, source.strides, strict=True)) if s == size), None)
-    if inner is None or outer is None or inner == outer:
+    if unavailable() is not None:
         return None
-    if target.shape[inner] < _FEWEST or target.shape[outer] < _FEWEST:
-        return None
-    if any(stride % size for stride in (*target.strides, *source.strides)):
-        return None
-    return inner, outer
+    return _Exchange(dtype, outer, inner, [axis for axis in axes if axis is not inner and axis is not outer], start)
+
+
+def _joined(axes: Sequence[_Axis]) -> list[_Axis]:
+    """The axes of more than one place; those that are one long axis in both arrays are joined."""
+    found: list[_Axis] = []
+    for axis in sorted((a for a in axes if a.count != 1), key=lambda a: -abs(a.target)):
+        if found and (found[-1].target, found[-1].source) == (axis.count * axis.target, axis.count * axis.source):
+            found[-1] = _Axis(found[-1].count * axis.count, axis.target, axis.source)
+        else:
+            found.append(axis)
+    return found

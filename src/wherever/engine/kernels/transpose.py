@@ -5,6 +5,8 @@ from __future__ import annotations
 from wherever.engine.kernels.compile import Target
 from wherever.engine.kernels.vector import Int, Kernel, Mask, transposed
 
+SQUARES = 4  # that are exchanged before the next columns
+
 
 def transpose(target: Target, *, dtype: str) -> Kernel:
     """Write y[n, j, i] = x[n, i, j] for n below ``count``, i below ``rows``, j below ``columns``.
@@ -23,16 +25,22 @@ def transpose(target: Target, *, dtype: str) -> Kernel:
         across: Mask | None = None if inside else kernel.mask(columns - j)
         last = rows - 1
         seen = [x[n, i + k if inside else kernel.minimum(i + k, last), j].load(across) for k in range(lanes)]
+        there = None if inside else kernel.mask(rows - i)
         for k, vector in enumerate(transposed(seen)):
-            there = None if inside else kernel.mask(kernel.where(j + k < columns, rows - i, 0))
-            y[n, j + k, i].store(vector, there)
+            if inside:
+                y[n, j + k, i].store(vector)
+            else:  # a store of no lanes at all would be slow
+                with kernel.when(j + k < columns):
+                    y[n, j + k, i].store(vector, there)
 
+    high, wide = rows // lanes * lanes, columns // lanes * lanes
     with kernel.loop(count) as n:
-        high, wide = rows // lanes * lanes, columns // lanes * lanes
-        with kernel.loop(0, high, lanes) as i:
-            with kernel.loop(0, wide, lanes) as j:
+        # Some squares below each other, so that what is written, a line of the cache at a time, lies side by side.
+        with kernel.loop(0, high, SQUARES * lanes) as first:
+            stop = kernel.minimum(first + SQUARES * lanes, high)
+            with kernel.loop(0, wide, lanes) as j, kernel.loop(first, stop, lanes) as i:
                 square(n, i, j, True)
-            with kernel.loop(wide, columns, lanes) as j:
+            with kernel.loop(wide, columns, lanes) as j, kernel.loop(first, stop, lanes) as i:
                 square(n, i, j, False)
         with kernel.loop(high, rows, lanes) as i, kernel.loop(0, columns, lanes) as j:
             square(n, i, j, False)
