@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import disguised, numbers
 
-from wherever.find import match_template
+from wherever.find import match_template, template
 
 
 def brute(image, template, mode="valid"):
@@ -93,3 +93,39 @@ def test_pixels_that_are_not_finite_spoil_their_windows_only():
 def test_errors_say_what_is_wrong(image, template, mode, error):
     with pytest.raises((ValueError, TypeError), match=error):
         match_template(image, template, mode=mode)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 90), (40, 3), (33, 65)])
+def test_windows_across_strips_and_tiles(size, dtype, monkeypatch):
+    monkeypatch.setattr(template, "_TILE", 64)
+    image = numbers((100, 203, 2), dtype)
+    part = numbers((*size, 2), dtype, 1)
+    result = match_template(image, part)
+    np.testing.assert_allclose(result, brute(image, part), atol=1e-9 if dtype == "float64" else 2e-5)
+
+
+def test_what_is_bright_leaves_no_error_beside_it():
+    """The last digits of running sums would; a window of faint contrast matches as well as any other."""
+    bright, faint = np.sign(numbers((90, 75), "int64")) * 10**9, numbers((90, 65), "int64", 1) // 300
+    image = np.concatenate([bright, -bright, np.zeros((90, 20), np.int64), faint, -faint], axis=1)
+    part = image[30:60, 200:230]
+    scores = match_template(image, part)
+    assert scores[30, 200] == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(scores[:, 170:], brute(image[:, 170:], part), atol=1e-4)
+
+
+def test_scales_that_do_not_fit_squares():
+    image = numbers((40, 50), "float32")
+    part = image[5:17, 7:20]
+    truth = match_template(image, part)
+    for scale in (1e-30, 1e30):
+        found = match_template(image * np.float32(scale), part)
+        np.testing.assert_allclose(found, truth, atol=1e-5)
+
+
+def test_without_generated_kernels(monkeypatch):
+    image, part = numbers((50, 60, 3), "float32"), numbers((7, 9, 3), "float32", 1)
+    truth = match_template(image, part, mode="same")
+    monkeypatch.setattr(template, "unavailable", lambda: "no LLVM here")
+    np.testing.assert_allclose(match_template(image, part, mode="same"), truth, atol=1e-6)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wherever.engine.algorithms.separable import Axis, Passes
 from wherever.engine.copies import assign
-from wherever.engine.kernels.compile import unavailable
-from wherever.engine.run import get_threads
+from wherever.engine.kernels.compile import compiled, host, unavailable
+from wherever.engine.kernels.windows import normalised
+from wherever.engine.run import for_each, fresh, get_threads, workspace
 from wherever.ops import conv
 
 MODES = ("valid", "same")
-_TERM_BY_TERM = 200  # height and width of a template together up to which windows are summed so
-_STRIP = 128  # rows of the result whose windows are summed at once
+_SAMPLED = 16  # rows that tell about where the means are
+_LEAST = 1e-15  # of the largest number of an image, or 1 / that, that needs no scale
+_ROUNDED = 64  # places that rows of planes are multiples of: groups of vectors of any machine
+_BLOCK = 1 << 16  # numbers that are centred at once
+_TILE = 512  # columns of windows that are summed at once, or as many as a window has
+_STRIP = 32  # rows
 
 Padding = list[tuple[int, int]]
 
@@ -85,12 +90,15 @@ def match_template(image: ArrayLike, template: ArrayLike, *, mode: str = "valid"
     else:
         shape /= largest
         shape /= np.sqrt(np.sum(shape * shape))
-    planes, missing = _centred(x, dtype)
+    planes, missing = _centred(x, dtype, padding)
     kernel = np.moveaxis(shape, 2, 0)[None].astype(dtype)
-    scores: NDArray[np.floating[Any]] = conv(planes, kernel, padding=padding)[0]
-    _normalise(scores, planes, (high, wide), padding)
+    rows, columns = (n + sum(pads) - m + 1 for n, m, pads in zip(x.shape, (high, wide), padding, strict=False))
+    scores: NDArray[np.floating[Any]] = fresh(rows * columns, dtype).reshape(rows, columns)
+    seen = planes[:, :, : columns + wide - 1].transpose(1, 0, 2)
+    conv(seen, kernel, out=scores[None])
+    _normalise(scores, planes, (high, wide))
     if missing is not None:
-        scores[_window_sums(missing, (high, wide), padding) > 0.5] = np.nan
+        scores[_window_sums(np.pad(missing, padding), (high, wide)) > 0.5] = np.nan
     return scores
 
 
@@ -104,66 +112,104 @@ def _channels(name: str, value: ArrayLike) -> NDArray[Any]:
     return a if a.ndim == 3 else a[:, :, None]
 
 
-def _centred(x: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Planes (C, H, W) without their means, between -1 and 1; and where pixels are not finite (they become 0)."""
+def _centred(
+    x: NDArray[Any], dtype: np.dtype[Any], padding: Padding
+) -> tuple[NDArray[Any], NDArray[np.float64] | None]:
+    """Rows of planes (H, C, W) of about mean 0, continued by their means; and where pixels are not finite (if any do).
+
+    What is subtracted is the mean of a few rows. Correlations with a template without its mean do not depend on it but
+    for rounding, and all pixels' means are known when all are subtracted from.
+    """
+    planes, means, largest = _without(x, _about(x, dtype), dtype, padding)
     missing = None
-    if x.dtype.kind == "f" and not np.isfinite(np.sum(x, dtype=np.float64)):
+    if not (largest == 0 or _LEAST < largest < 1 / _LEAST):
         finite = np.isfinite(x)
+        x = np.where(finite, x, 0)
+        x = x / (float(np.max(np.abs(x))) or 1.0)
         if not finite.all():
-            missing = (~finite.all(axis=2)).astype(np.float64)
-            x = np.where(finite, x, 0)
-    planes = np.empty((x.shape[2], *x.shape[:2]), dtype)
-    assign(planes, np.moveaxis(x.astype(dtype, copy=False), 2, 0))
-    for plane in planes:
-        plane -= dtype.type(plane.mean(dtype=np.float64))
-    largest = max(float(planes.max()), -float(planes.min()))
-    if largest:
-        planes /= dtype.type(largest)
-    if missing is not None:
-        planes[:, missing > 0] = 0
+            seen = finite.all(axis=2, keepdims=True)
+            missing = (~seen[:, :, 0]).astype(np.float64)
+            about = np.sum(x * seen, axis=(0, 1), dtype=np.float64) / max(np.count_nonzero(seen), 1)
+            x = np.where(seen, x, about)
+        planes, means, _ = _without(x, _about(x, dtype), dtype, padding)
+    (above, _), (left, _) = padding
+    below, right = above + x.shape[0], left + x.shape[1]
+    for part in (planes[:above], planes[below:], planes[..., :left], planes[..., right:]):
+        part[...] = means[:, None]
     return planes, missing
 
 
-def _normalise(scores: NDArray[Any], planes: NDArray[Any], size: tuple[int, int], padding: Padding) -> None:
+def _about(x: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The means (C,) of a few rows; of integers an integer, so that differences are exact."""
+    with np.errstate(all="ignore"):
+        means = x[:: max(1, len(x) // _SAMPLED)].mean(axis=(0, 1), dtype=np.float64)
+    means[~np.isfinite(means)] = 0
+    found: NDArray[Any] = (means if x.dtype.kind == "f" else np.rint(means)).astype(dtype)
+    return found
+
+
+def _without(
+    x: NDArray[Any], centre: NDArray[Any], dtype: np.dtype[Any], padding: Padding
+) -> tuple[NDArray[Any], NDArray[Any], float]:
+    """Rows of planes (H, C, W) of x - centre; their means; and their largest number, of integers 0 (none is too large).
+
+    Rows are whole groups of vectors, and so far apart that they do not all fall into the same sets of a cache.
+    """
+    (height, width, channels), (above, below), (left, right) = x.shape, *padding
+    high, wide = above + height + below, -(-(left + width + right) // _ROUNDED) * _ROUNDED
+    pitch = wide if channels * wide // 16 % 2 else wide + 16
+    (memory,) = workspace("planes", high * channels * pitch, dtype=dtype)
+    planes = memory.reshape(high, channels, pitch)[..., :wide]
+    inside = planes[above : above + height, :, left : left + width]
+    totals, largest = np.zeros(channels), 0.0
+    step = max(1, _BLOCK // (width * channels))
+    with np.errstate(all="ignore"):
+        for first in range(0, height, step):  # blocks of rows that stay in the cache
+            block = inside[first : first + step]
+            assign(block, np.moveaxis(x[first : first + step].astype(dtype, copy=False), 2, 1))
+            block -= centre[:, None]
+            totals += block.sum(axis=2).sum(axis=0, dtype=np.float64)
+            if x.dtype.kind == "f":
+                largest = float(np.maximum(largest, np.maximum(block.max(), -block.min())))  # or NaN
+    return planes, (totals / (height * width)).astype(dtype), largest
+
+
+def _normalise(scores: NDArray[Any], planes: NDArray[Any], size: tuple[int, int]) -> None:
     """Divide by the length of each window without its means; 0 where that is nothing but rounding errors."""
-    (high, wide), (before, _) = size, padding[0]
-    rounding = 1e-15 * (high + wide) + (1e-13 if planes.dtype.itemsize == 4 else 0)
-    step = max(_STRIP, 2 * high)
-    for first in range(0, len(scores), step):  # strips of rows, so that what lies between stays in the cache
-        strip = scores[first : first + step]
-        start, stop = first - before, first + len(strip) + high - 1 - before
-        seen = planes[:, max(start, 0) : stop]
-        outside = [(max(-start, 0), max(stop - planes.shape[1], 0)), padding[1]]
-        squares = np.zeros(seen.shape[1:])
-        for plane in seen:
-            squares += np.multiply(plane, plane, dtype=np.float64)
-        energy = _window_sums(squares, size, outside)
+    rounding = 1e-15 * sum(size) + (1e-13 if planes.dtype.itemsize == 4 else 0)
+    numbers = np.array([1 / math.prod(size), rounding])
+    if unavailable() is not None:
+        squares = np.sum(np.square(planes, dtype=np.float64), axis=1)
+        energy = _window_sums(squares, size)[:, : scores.shape[1]]
         variance = energy.copy()
-        for plane in seen:
-            sums = _window_sums(plane, size, outside)
-            sums *= sums
-            sums /= high * wide
-            variance -= sums
+        for plane in np.moveaxis(planes, 1, 0):
+            variance -= numbers[0] * np.square(_window_sums(plane, size)[:, : scores.shape[1]])
         flat = variance <= rounding * energy
-        variance[flat] = 1
-        np.sqrt(variance, out=variance)
-        np.divide(strip, variance, out=strip, casting="same_kind")
-        strip[flat] = 0
-        np.clip(strip, -1, 1, out=strip)
+        scores /= np.sqrt(np.where(flat, 1, variance))
+        scores[flat] = 0
+        np.clip(scores, -1, 1, out=scores)
+        return
+    kernel, lanes, (high, wide) = compiled(normalised, dtype=planes.dtype.name), host().lanes("float64"), size
+    columns = min(max(_TILE, -(-wide // _ROUNDED) * _ROUNDED), -(-scores.shape[1] // _ROUNDED) * _ROUNDED)
+    pitch = columns + -(-wide // _ROUNDED) * _ROUNDED + 2 * lanes
+    strip = max(1, min(high, _STRIP, _STRIP * 2 * _TILE // pitch))
+    counts = [strip * pitch, strip * pitch, strip * columns, wide + 4 * lanes]
+    distances = [a // planes.itemsize for a in (scores.strides[0], *planes.strides[:2])]
+
+    def some(part: tuple[int, int]) -> None:
+        arrays = [planes, scores, numbers, *workspace("windows", *counts, dtype=np.dtype(np.float64))]
+        sizes = [*part, scores.shape[1], planes.shape[1], *size, strip, columns, pitch, *distances]
+        kernel(*(a.ctypes.data for a in (*arrays, np.array(sizes, np.int64))))
+
+    threads, rows = get_threads(), len(scores)
+    step = -(-rows // (strip * 4 * threads)) * strip if threads > 1 else rows
+    for_each(some, [(first, min(first + step, rows)) for first in range(0, rows, step)], threads)
 
 
-def _window_sums(plane: NDArray[Any], size: tuple[int, int], padding: Padding) -> NDArray[np.float64]:
-    """Sums over all windows of a plane (H, W), in float64."""
-    if sum(size) <= _TERM_BY_TERM and unavailable() is None:
-        pair = [
-            Axis(n, np.ones(m), before, after, 0)
-            for n, m, (before, after) in zip(plane.shape, size, padding, strict=True)
-        ]
-        sums = np.empty((pair[0].output, pair[1].output))
-        Passes(np.dtype(np.float64), [(pair[0], pair[1])]).run(plane, sums, get_threads())
-        return sums
-    total = np.pad(plane.astype(np.float64), padding)
-    for axis, m in enumerate(size):  # differences of running sums
+def _window_sums(plane: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
+    """Sums over all windows of a plane (H, W), in float64, as differences of running sums."""
+    total = plane.astype(np.float64)
+    for axis, m in enumerate(size):
         total = np.cumsum(total, axis=axis, out=total)
         rest = np.delete(total, slice(None, m - 1), axis=axis) if m > 1 else total.copy()
         later: tuple[Any, ...] = (slice(None),) * axis + (slice(1, None),)

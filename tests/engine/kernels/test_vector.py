@@ -113,11 +113,41 @@ def test_lesser_processors_compute_the_same(cpu, width, tmp_path):
     assert done.returncode == 0, done.stdout.decode()
 
 
+@pytest.mark.parametrize(("dtype", "stored"), [("float64", "float32"), ("float32", "float64"), ("float32", "float32")])
+@pytest.mark.parametrize("count", [0, 1, 99])
+def test_arrays_of_another_type_are_converted(dtype, stored, count):
+    lanes = host().lanes(dtype)
+    kernel = Kernel("halves", dtype, lanes, ["x", "y"], ["n"])
+    x, y = kernel.array("x", 3, 1, dtype=stored).moved(3), kernel.array("y", 1, dtype=stored)
+    mask = kernel.mask(kernel.size("n"))
+    y[0].store(x[1, 0].load(mask) / 2 + x[0, 0].splat(), mask)
+    y[lanes].copy(x[0, 1])
+    a, b = np.arange(6 + lanes, dtype=stored), np.full(lanes + 1, -1, stored)
+    run(kernel, a, b, sizes=[count])
+    n = min(count, lanes)
+    np.testing.assert_array_equal(b, [*(a[6 : 6 + n] / 2 + 3), *[-1] * (lanes - n), 4])
+
+
+def test_lanes_are_moved_and_summed():
+    lanes = host().lanes("float64")
+    kernel = Kernel("sums", "float64", lanes, ["x", "y"])
+    x, y = kernel.array("x", 1)[0].load(), kernel.array("y", lanes, 1)
+    found = [x.running(), x.running(backwards=True), x.moved(1), x.moved(-1), x.lane(1), (x * x).root()]
+    found.append((x <= kernel.splat(2)).select(x, -x))
+    for i, vector in enumerate(found):
+        y[i, 0].store(vector)
+    a, b = np.arange(1.0, lanes + 1), np.zeros((7, lanes))
+    run(kernel, a, b)
+    truth = [np.cumsum(a), np.cumsum(a[::-1])[::-1], [0, *a[:-1]], [*a[1:], 0], [2] * lanes, a, np.where(a <= 2, a, -a)]
+    np.testing.assert_array_equal(b, truth)
+
+
 def test_code_is_written_for_arm_too():
     import llvmlite.binding as llvm
 
     from wherever.engine.kernels.direct import direct
     from wherever.engine.kernels.places import places
+    from wherever.engine.kernels.windows import normalised
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
@@ -129,6 +159,7 @@ def test_code_is_written_for_arm_too():
         tile = {"step": 8, "row": 99, "down": 2, "across": 4, "vectors": 3, "ahead": 1}
         assert arm.emit(direct(arm, dtype=dtype, **tile))[:4] == b"\x7fELF"
         assert "fmla" in arm.assembly(direct(arm, dtype=dtype, **tile))
+        assert arm.emit(normalised(arm, dtype=dtype))[:4] == b"\x7fELF"
 
 
 def test_the_register_tile_stays_in_registers():

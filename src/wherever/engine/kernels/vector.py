@@ -66,9 +66,12 @@ class Kernel:
         """An integer argument."""
         return self._sizes[name]
 
-    def array(self, name: str, *strides: int | Int) -> Array:
-        """An array argument with these strides, in elements, of its axes."""
-        return Array(self, self._pointers[name], 0, tuple(strides))
+    def array(self, name: str, *strides: int | Int, dtype: str | None = None) -> Array:
+        """An array argument with these strides, in elements, of its axes.
+
+        Of the kernel's type; or of another, whose numbers are converted where they are loaded and stored.
+        """
+        return Array(self, self._pointers[name], 0, tuple(strides), dtype or self.dtype)
 
     def table(self, name: str) -> Table:
         """An array argument that holds integers (int64)."""
@@ -120,12 +123,12 @@ class Kernel:
         """Array A if the condition holds, else B: where it begins, and its strides."""
         pointer = self.builder.select(condition.value, a.beginning, b.beginning)
         strides = [x if x is y else self.where(condition, x, y) for x, y in zip(a.strides, b.strides, strict=True)]
-        return Array(self, pointer, 0, tuple(strides))
+        return Array(self, pointer, 0, tuple(strides), a.dtype)
 
     def distance(self, a: Array, b: Array) -> Int:
         """How many elements behind A's beginning B begins."""
         first, second = (Int(self, self.builder.ptrtoint(array.beginning, I64)) for array in (a, b))
-        return Int(self, self.builder.sdiv((second - first).value, ir.Constant(I64, self.bytes)))
+        return Int(self, self.builder.sdiv((second - first).value, ir.Constant(I64, BYTES[a.dtype])))
 
     # Control.
 
@@ -224,6 +227,10 @@ class Mask:
 
     value: ir.Value
 
+    def select(self, a: Vector, b: Vector) -> Vector:
+        """The numbers of A in these lanes, those of B in the others."""
+        return Vector(a.kernel, a.kernel.builder.select(self.value, a.value, b.value))
+
 
 class Int:
     """An integer that the machine knows; with Python's ints it stays as simple as it can."""
@@ -316,8 +323,38 @@ class Vector:
     def __rsub__(self, other: float) -> Vector:
         return self._operate("fsub", other, swap=True)
 
+    def __truediv__(self, other: Vector | float) -> Vector:
+        return self._operate("fdiv", other)
+
     def __neg__(self) -> Vector:
         return Vector(self.kernel, self.kernel.builder.fneg(self.value))
+
+    def __le__(self, other: Vector) -> Mask:
+        return Mask(self.kernel.builder.fcmp_ordered("<=", self.value, other.value))
+
+    def root(self) -> Vector:
+        """The square roots."""
+        kernel = self.kernel
+        function = kernel.intrinsic(f"llvm.sqrt.v{kernel.lanes}{_SUFFIX[kernel.dtype]}", kernel.vector, [kernel.vector])
+        return Vector(kernel, kernel.builder.call(function, [self.value]))
+
+    def lane(self, number: int) -> Vector:
+        """The number of one lane, in every lane."""
+        return self.shuffled(self, [number] * self.kernel.lanes)
+
+    def running(self, *, backwards: bool = False) -> Vector:
+        """Sums of the lanes up to each one (or from each one on)."""
+        total, step = self, 1
+        while step < self.kernel.lanes:
+            total = total + total.moved(-step if backwards else step)
+            step *= 2
+        return total
+
+    def moved(self, lanes: int) -> Vector:
+        """The numbers, so many lanes later (or earlier, if negative); zeros where none arrive."""
+        count = self.kernel.lanes
+        order = [i - lanes if 0 <= i - lanes < count else count for i in range(count)]
+        return self.shuffled(self.kernel.splat(0), order)
 
     def shuffled(self, other: Vector, lanes: Sequence[int]) -> Vector:
         """The numbers of these lanes, counted through this vector and then the other."""
@@ -365,8 +402,11 @@ class Array:
     Indexed with as many numbers as it has axes it is one `Place`; with fewer, the array of what is left.
     """
 
-    def __init__(self, kernel: Kernel, pointer: ir.Value, offset: int, strides: tuple[int | Int, ...]) -> None:
+    def __init__(
+        self, kernel: Kernel, pointer: ir.Value, offset: int, strides: tuple[int | Int, ...], dtype: str | None = None
+    ) -> None:
         self.kernel, self.pointer, self.offset, self.strides = kernel, pointer, offset, strides
+        self.dtype = dtype or kernel.dtype
 
     def __getitem__(self, index: int | Int | tuple[int | Int, ...]) -> Any:
         index = index if isinstance(index, tuple) else (index,)
@@ -381,21 +421,23 @@ class Array:
                 moving = step if moving is None else moving + step
         pointer = self.pointer if moving is None else self._beyond(moving.value)
         rest = self.strides[len(index) :]
-        return Array(self.kernel, pointer, fixed, rest) if rest else Place(self.kernel, pointer, fixed)
+        if rest:
+            return Array(self.kernel, pointer, fixed, rest, self.dtype)
+        return Place(self.kernel, pointer, fixed, self.dtype)
 
     @property
     def beginning(self) -> ir.Value:
         """Where it begins, as a pointer."""
-        return Place(self.kernel, self.pointer, self.offset).address
+        return Place(self.kernel, self.pointer, self.offset, self.dtype).address
 
     def moved(self, elements: int | Int) -> Array:
         """The array that begins so many elements later."""
         if isinstance(elements, int):
-            return Array(self.kernel, self.pointer, self.offset + elements, self.strides)
-        return Array(self.kernel, self._beyond(elements.value), self.offset, self.strides)
+            return Array(self.kernel, self.pointer, self.offset + elements, self.strides, self.dtype)
+        return Array(self.kernel, self._beyond(elements.value), self.offset, self.strides, self.dtype)
 
     def _beyond(self, elements: ir.Value) -> ir.Value:
-        return self.kernel.builder.gep(self.pointer, [elements], inbounds=False, source_etype=self.kernel.element)
+        return self.kernel.builder.gep(self.pointer, [elements], inbounds=False, source_etype=FLOATS[self.dtype])
 
 
 @dataclass(frozen=True)
@@ -423,48 +465,65 @@ class Place:
     kernel: Kernel
     pointer: ir.Value
     offset: int
+    dtype: str
 
     @property
     def address(self) -> ir.Value:
         """The place as a pointer."""
         if not self.offset:
             return self.pointer
-        kernel = self.kernel
-        return kernel.builder.gep(self.pointer, [ir.Constant(I64, self.offset)], source_etype=kernel.element)
+        builder = self.kernel.builder
+        return builder.gep(self.pointer, [ir.Constant(I64, self.offset)], source_etype=FLOATS[self.dtype])
 
     def load(self, mask: Mask | None = None) -> Vector:
         """The vector that begins here; zeros in the lanes that the mask leaves out, whose memory is not touched."""
-        kernel = self.kernel
+        kernel, kind = self.kernel, self._vector
         if mask is None:
-            return Vector(kernel, kernel.builder.load(self.address, typ=kernel.vector, align=kernel.bytes))
-        name = f"llvm.masked.load.v{kernel.lanes}{_SUFFIX[kernel.dtype]}.p0"
-        function = kernel.intrinsic(name, kernel.vector, [POINTER, mask.value.type, kernel.vector])
-        return Vector(kernel, kernel.builder.call(function, [self.address, mask.value, kernel.splat(0).value]))
+            return self._converted(kernel.builder.load(self.address, typ=kind, align=BYTES[self.dtype]))
+        name = f"llvm.masked.load.v{kernel.lanes}{_SUFFIX[self.dtype]}.p0"
+        function = kernel.intrinsic(name, kind, [POINTER, mask.value.type, kind])
+        nothing = ir.Constant(kind, [ir.Constant(kind.element, 0.0)] * kernel.lanes)
+        return self._converted(kernel.builder.call(function, [self.address, mask.value, nothing]))
 
     def store(self, vector: Vector, mask: Mask | None = None) -> None:
         """Put a vector here; lanes that the mask leaves out are not touched."""
-        kernel = self.kernel
+        kernel, kind, value = self.kernel, self._vector, vector.value
+        if self.dtype != kernel.dtype:
+            convert = kernel.builder.fptrunc if BYTES[self.dtype] < kernel.bytes else kernel.builder.fpext
+            value = convert(value, kind)
         if mask is None:
-            kernel.builder.store(vector.value, self.address, align=kernel.bytes)
+            kernel.builder.store(value, self.address, align=BYTES[self.dtype])
             return
-        name = f"llvm.masked.store.v{kernel.lanes}{_SUFFIX[kernel.dtype]}.p0"
-        function = kernel.intrinsic(name, VOID, [kernel.vector, POINTER, mask.value.type])
-        kernel.builder.call(function, [vector.value, self.address, mask.value])
+        name = f"llvm.masked.store.v{kernel.lanes}{_SUFFIX[self.dtype]}.p0"
+        function = kernel.intrinsic(name, VOID, [kind, POINTER, mask.value.type])
+        kernel.builder.call(function, [value, self.address, mask.value])
+
+    @property
+    def _vector(self) -> ir.VectorType:
+        return ir.VectorType(FLOATS[self.dtype], self.kernel.lanes)
+
+    def _converted(self, value: ir.Value) -> Vector:
+        """A loaded vector in the kernel's type."""
+        kernel = self.kernel
+        if self.dtype == kernel.dtype:
+            return Vector(kernel, value)
+        convert = kernel.builder.fpext if BYTES[self.dtype] < kernel.bytes else kernel.builder.fptrunc
+        return Vector(kernel, convert(value, kernel.vector))
 
     def copy(self, source: Place) -> None:
-        """Put the one number that is at another place here."""
-        builder, kernel = self.kernel.builder, self.kernel
-        number = builder.load(source.address, typ=kernel.element, align=kernel.bytes)
-        builder.store(number, self.address, align=kernel.bytes)
+        """Put the one number that is at another place, of the same type, here."""
+        builder = self.kernel.builder
+        number = builder.load(source.address, typ=FLOATS[self.dtype], align=BYTES[self.dtype])
+        builder.store(number, self.address, align=BYTES[self.dtype])
 
     def splat(self) -> Vector:
         """The one number that is here, in every lane."""
         kernel, builder = self.kernel, self.kernel.builder
-        number = builder.load(self.address, typ=kernel.element, align=kernel.bytes)
-        nothing = ir.Constant(kernel.vector, ir.Undefined)
+        number = builder.load(self.address, typ=FLOATS[self.dtype], align=BYTES[self.dtype])
+        nothing = ir.Constant(self._vector, ir.Undefined)
         first = builder.insert_element(nothing, number, ir.Constant(I32, 0))
         zeros = ir.Constant(ir.VectorType(I32, kernel.lanes), [0] * kernel.lanes)
-        return Vector(kernel, builder.shuffle_vector(first, nothing, zeros))
+        return self._converted(builder.shuffle_vector(first, nothing, zeros))
 
     def prefetch(self, level: int = 1, *, write: bool = False) -> None:
         """Ask for the cache line that is here, to read or to write: level 1, 2 or 3. Never fails, wherever here is."""
