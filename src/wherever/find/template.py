@@ -129,7 +129,8 @@ def _centred(
         if not finite.all():
             seen = finite.all(axis=2, keepdims=True)
             missing = (~seen[:, :, 0]).astype(np.float64)
-            about = np.sum(x * seen, axis=(0, 1), dtype=np.float64) / max(np.count_nonzero(seen), 1)
+            count = max(int(np.count_nonzero(seen)), 1)
+            about = np.sum(x * seen, axis=(0, 1), dtype=np.float64) / count
             x = np.where(seen, x, about)
         planes, means, _ = _without(x, _about(x, dtype), dtype, padding)
     (above, _), (left, _) = padding
