@@ -7,6 +7,7 @@ from wherever.engine.algorithms.exact import ExactIntegers
 from wherever.engine.algorithms.filter import Filter
 from wherever.engine.algorithms.fourier import Fourier
 from wherever.engine.algorithms.fourier_channels import FourierChannels
+from wherever.engine.algorithms.grouped import Grouped
 from wherever.engine.algorithms.im2col import Im2col
 from wherever.engine.algorithms.overlap_save import OverlapSave
 from wherever.engine.algorithms.phases import Phases
@@ -17,10 +18,11 @@ from wherever.engine.algorithms.taps import Taps
 from wherever.engine.algorithms.weight_gradient import Outer
 from wherever.engine.algorithms.winograd import Winograd
 
-_DIRECT: tuple[Algorithm, ...] = (Direct(), Places(), Filter(), Depthwise(), Im2col())
+_DIRECT: tuple[Algorithm, ...] = (Direct(), Grouped(), Places(), Filter(), Depthwise(), Im2col())
 
 ALGORITHMS: tuple[Algorithm, ...] = (
     Direct(),
+    Grouped(),
     Places(),
     Winograd(),
     Filter(),
@@ -48,6 +50,7 @@ __all__ = [
     "Filter",
     "Fourier",
     "FourierChannels",
+    "Grouped",
     "Im2col",
     "Outer",
     "OverlapSave",

@@ -20,7 +20,7 @@ from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, last_axes, shown
 from wherever.engine.copies import assign
-from wherever.engine.kernels.compile import compiled, host
+from wherever.engine.kernels.compile import Compiled, compiled, host
 from wherever.engine.kernels.direct import CHUNK, direct
 from wherever.engine.kernels.gather import NOWHERE, gather
 from wherever.engine.machine import Machine, working_dtype
@@ -46,9 +46,9 @@ class Direct:
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """The multiply-adds of whole tiles, and the copies of what has its channels first or looks over a border."""
-        problem = _thinned(as_forward(problem))
+        problem = thinned(as_forward(problem))
         size = working_dtype(problem.dtype).itemsize
-        tile = _tile(problem)
+        tile = self.tile(problem)
         sums = tile.cost * host().lanes(working_dtype(problem.dtype).name) * size / 4 / machine.multiply_adds
         read = problem.batch * math.prod(problem.size) * problem.in_channels
         written = problem.batch * math.prod(problem.output) * problem.out_channels
@@ -64,7 +64,7 @@ class Direct:
 
     def workspace(self, problem: ConvProblem) -> int:
         """Input and result of one part, where they are copied."""
-        problem = _thinned(as_forward(problem))
+        problem = thinned(as_forward(problem))
         size = working_dtype(problem.dtype).itemsize
         place = size * (problem.in_channels * problem.taps + problem.out_channels)
         return min(2 * _TURNED_BYTES, problem.batch * math.prod(problem.output) * place) + place
@@ -74,10 +74,21 @@ class Direct:
         if problem.direction == "transpose" and not np.isfinite(operand).all():
             # An infinite weight would meet the zeros outside, and they are not there.
             return Im2colPrepared(problem, operand, bias)
-        return DirectPrepared(as_forward(problem), forward_weights(problem, operand), bias)
+        return self.prepared(as_forward(problem), forward_weights(problem, operand), bias)
+
+    # What an algorithm with another kernel does in another way.
+
+    @property
+    def prepared(self) -> type[DirectPrepared]:
+        """Who computes it."""
+        return DirectPrepared
+
+    def tile(self, problem: ConvProblem) -> Tile:
+        """The tile for all places of a problem, as if they lay in one image."""
+        return _tile(problem)
 
 
-def _thinned(problem: ConvProblem) -> ConvProblem:
+def thinned(problem: ConvProblem) -> ConvProblem:
     """The problem of stride 1 that sees only the places that a kernel of one place reads."""
     thin = _thin(problem)
     if not any(thin):
@@ -163,31 +174,68 @@ class DirectPrepared:
     """Weights as (groups, blocks of output channels, taps, channels, vectors * lanes)."""
 
     def __init__(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> None:
-        self.problem = p = _thinned(problem)
+        self.problem = p = thinned(problem)
         steps = (s if thin else 1 for s, thin in zip(problem.stride, _thin(problem), strict=True))
         self.seen = last_axes(slice(None, None, step) for step in steps)
         self.dtype: np.dtype[Any] = working_dtype(p.dtype)
         self.lanes = host().lanes(self.dtype.name)
+        self.arrange()
+        self.weight = self.packed(operand)
+        # Weights that the cache does not hold are asked for ahead of their use, and used for as many tiles as possible.
+        streamed = self.weight.nbytes > Machine().cache // 2
+        self.ahead = 1 if streamed else 0
+        self.band = Machine().cache if streamed else Machine().cache // 16  # of x and y, before the next weights
+        self.bias = np.zeros((self.groups, self.blocks * self.width), self.dtype)
+        if bias is not None:
+            given = np.zeros((self.groups, self.outputs), self.dtype)
+            given.reshape(-1)[: p.out_channels] = bias
+            self.bias[:, : self.outputs] = given
+        self.operands = (self.weight.ctypes.data, self.bias.ctypes.data)
+        self._plans: dict[tuple[Any, ...], list[_Part]] = {}
+
+    # What another kernel does in another way.
+
+    def arrange(self) -> None:
+        """Decide what a kernel sums at a time, and in which order."""
+        p = self.problem
         self.tile = _tile(p)
         self.width = self.tile.vectors * self.lanes  # of a block of output channels
+        self.groups, self.outputs = p.groups, p.group_out  # groups of outputs that follow each other
         self.blocks = -(-p.group_out // self.width)
         # Where few channels lie side by side, what is summed in one run is a row of the kernel.
         self.joined = p.groups == 1 and p.dilation[-1] == 1 and p.kernel[-1] > 1 and p.in_channels <= _WIDEST_RUN
         self.taps = p.kernel[:-1] if self.joined else p.kernel
         self.run_length = p.taps * p.group_in // math.prod(self.taps)
         self.chunk = _chunk(math.prod(self.taps), self.run_length, CHUNK[self.dtype.name])
-        self.weight = self._packed(operand)
-        # Weights that the cache does not hold are asked for ahead of their use, and used for as many tiles as possible.
-        streamed = self.weight.nbytes > Machine().cache // 2
-        self.ahead = 1 if streamed else 0
-        self.band = Machine().cache if streamed else Machine().cache // 16  # of x and y, before the next weights
-        self.bias = np.zeros((p.groups, self.blocks * self.width), self.dtype)
-        if bias is not None:
-            self.bias[:, : p.group_out] = bias.reshape(p.groups, p.group_out)
-        self.operands = (self.weight.ctypes.data, self.bias.ctypes.data)
-        self._plans: dict[tuple[Any, ...], list[_Part]] = {}
 
-    def _packed(self, operand: Array) -> Array:
+    def tile_of(self, counts: tuple[int, ...]) -> Tile:
+        """The register tile for places of these counts."""
+        p = self.problem
+        return _best_tile(counts, p.group_out, p.group_in * p.taps, self.lanes, self.tile.vectors)
+
+    def offsets(self, spacing: tuple[int, ...], pitches: tuple[int, ...]) -> npt.NDArray[np.int64]:
+        """How far away each tap looks."""
+        return offsets(self.taps, spacing, pitches)
+
+    def kernel(self, tile: Tile, row: int, step: int, apart: int) -> Compiled:
+        """The kernel for this tile: numbers of x from row to row, from place to place, and from tap to tap."""
+        return compiled(
+            direct,
+            dtype=self.dtype.name,
+            step=step,
+            row=row,
+            down=tile.down,
+            across=tile.across,
+            vectors=tile.vectors,
+            ahead=self.ahead,
+        )
+
+    def sizes(self, taps: int) -> list[int]:
+        """The sizes of the kernel behind those of tiles and blocks."""
+        return [self.outputs, taps, self.run_length, *self.chunk, self.problem.group_in]
+
+    def packed(self, operand: Array) -> Array:
+        """The weights in the order in which the kernel reads them."""
         p = self.problem
         packed = np.zeros((p.groups, self.blocks, p.taps, p.group_in, self.width), self.dtype)
         given = operand.astype(self.dtype, copy=False).reshape(p.groups, p.group_out, p.group_in, p.taps)
@@ -402,38 +450,20 @@ class _Part:
         steps = (x_pitches[0], *(s * pitch for s, pitch in zip(p.stride, x_pitches[1:], strict=True)))
         counts = (self.images, *block.shape)
         axes = _joined(_Axis(*axis) for axis in zip(counts, steps, y_pitches, strict=True))
-        terms = p.group_in * p.taps
-        counts = tuple(axis.count for axis in axes)
-        tile = _best_tile(counts, p.group_out, terms, prepared.lanes, prepared.tile.vectors)
+        tile = prepared.tile_of(tuple(axis.count for axis in axes))
         axes = [_Axis(1, 0, 0)] * (2 - len(axes)) + axes
         lengths = (*(1 for _ in axes[2:]), tile.down, tile.across)
         self.x_tiles = _corners([(a.count, a.x) for a in axes], lengths)
         self.y_tiles = _corners([(a.count, a.y) for a in axes], lengths)
-        self.offsets = _offsets(prepared.taps, block.spacing, x_pitches[1:])
-        self.kernel = compiled(
-            direct,
-            dtype=prepared.dtype.name,
-            step=axes[-1].x if tile.across > 1 else 0,
-            row=axes[-2].x if tile.down > 1 else 0,
-            down=tile.down,
-            across=tile.across,
-            vectors=tile.vectors,
-            ahead=prepared.ahead,
-        )
+        self.offsets = prepared.offsets(block.spacing, x_pitches[1:])
+        row, step = axes[-2].x if tile.down > 1 else 0, axes[-1].x if tile.across > 1 else 0
+        self.kernel = prepared.kernel(tile, row, step, block.spacing[-1] * x_pitches[-1])
         place = size * (p.in_channels * math.prod(p.stride) + p.out_channels)
         together = max(4, prepared.band // (place * tile.down * tile.across))
-        rest = [
-            p.group_out,
-            len(self.offsets),
-            prepared.run_length,
-            *prepared.chunk,
-            p.group_in,
-            axes[-2].y,
-            axes[-1].y,
-        ]
+        rest = [*prepared.sizes(len(self.offsets)), axes[-2].y, axes[-1].y]
         self.shares = []
         for tiles, blocks in _shared(len(self.x_tiles), prepared.blocks, threads):
-            span = [tiles.start, tiles.stop, together, p.groups, blocks.start, blocks.stop, prepared.blocks]
+            span = [tiles.start, tiles.stop, together, prepared.groups, blocks.start, blocks.stop, prepared.blocks]
             self.shares.append(np.array([*span, *rest], np.int64))
         tables = [a.ctypes.data for a in (self.offsets, self.x_tiles, self.y_tiles)]
         self.calls = [(*tables, sizes.ctypes.data) for sizes in self.shares]
@@ -502,7 +532,7 @@ def _corners(axes: list[tuple[int, int]], lengths: Sequence[int]) -> npt.NDArray
     return corners
 
 
-def _offsets(taps: tuple[int, ...], spacing: tuple[int, ...], pitches: tuple[int, ...]) -> npt.NDArray[np.int64]:
+def offsets(taps: tuple[int, ...], spacing: tuple[int, ...], pitches: tuple[int, ...]) -> npt.NDArray[np.int64]:
     """How far away each tap looks."""
     offsets = np.zeros(1, np.int64)
     for count, apart, pitch in zip(taps, spacing, pitches, strict=False):

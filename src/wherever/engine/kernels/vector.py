@@ -183,6 +183,10 @@ class Kernel:
         with self.builder.if_else(condition.value) as (then, otherwise):
             yield then, otherwise
 
+    def barrier(self) -> None:
+        """Keep what is written before and behind apart: no load is moved, or made one with another, across here."""
+        self.builder.fence("acq_rel", "singlethread")
+
     # What is written.
 
     def text(self) -> str:
