@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.fft
 
 from wherever.engine.algorithms.blockwise import channels_first, per_channel, store
 from wherever.engine.algorithms.im2col import Im2colPrepared
@@ -136,15 +135,29 @@ def _whole_axis(problem: ConvProblem, dim: int) -> list[tuple[int, int]]:
     return [(count, (count - 1) * problem.stride[dim] + 1) for count in sorted(pieces)]
 
 
+@functools.lru_cache(maxsize=4096)
+def _fast_length(least: int, real: bool) -> int:
+    """The first length, from ``least`` on, without large prime factors: SciPy's `next_fast_len`.
+
+    SciPy's own would import its transforms, which takes a quarter of a second, only to plan.
+    """
+    odd = [1]
+    for prime in (3, 5) if real else (3, 5, 7, 11):
+        for product in odd:  # which grows: all powers of the prime
+            if product * prime < 2 * least:
+                odd.append(product * prime)
+    return min(product << (-(-least // product) - 1).bit_length() for product in odd)
+
+
 def _axis_options(problem: ConvProblem, dim: int) -> list[tuple[int, int]]:
     """(outputs of a tile, length of its transform): the whole axis, and tiles of fast lengths."""
     n, stride, extent = problem.output[dim], problem.stride[dim], problem.extent[dim]
     whole = transform_length(problem, dim, 0, n)
     real = working_dtype(problem.dtype).kind != "c"
-    options = {(n, scipy.fft.next_fast_len(whole, real))}
+    options = {(n, _fast_length(whole, real))}
     wanted = {int(extent * factor) for factor in (1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 32, _LONGEST)}
     for least in wanted | {16, 32, 64, 128, 256, 512, 1024, 4096, 16384}:
-        length = scipy.fft.next_fast_len(least, real)
+        length = _fast_length(least, real)
         count = (length - extent) // stride + 1
         if length >= extent and 0 < count < n and length <= max(_LONGEST * extent, 16384):
             options.add((count, length))
@@ -360,12 +373,19 @@ class OverlapSavePrepared:
 
     def _forward_transform(self, a: Array, threads: int) -> Array:
         axes = tuple(range(-len(self.axes), 0))
-        transform: Any = scipy.fft.fftn if self.dtype.kind == "c" else scipy.fft.rfftn
+        transform = getattr(_scipy_fft(), "fftn" if self.dtype.kind == "c" else "rfftn")
         spectrum: Array = transform(a, axes=axes, workers=threads)
         return spectrum
 
     def _inverse(self, a: Array, threads: int) -> Array:
         axes = tuple(range(-len(self.axes), 0))
-        transform: Any = scipy.fft.ifftn if self.dtype.kind == "c" else scipy.fft.irfftn
+        transform = getattr(_scipy_fft(), "ifftn" if self.dtype.kind == "c" else "irfftn")
         tiles: Array = transform(a, s=self.lengths, axes=axes, workers=threads)
         return tiles
+
+
+def _scipy_fft() -> Any:
+    """SciPy's transforms, imported when the first tile is transformed: that takes a quarter of a second."""
+    import scipy.fft
+
+    return scipy.fft
