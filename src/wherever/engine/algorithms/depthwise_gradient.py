@@ -14,7 +14,7 @@ import numpy.typing as npt
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
 from wherever.engine.algorithms.forward import refuses_sums
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.weight_gradient import offsets
 from wherever.engine.blocks import Block, cut, fill_footprint
 from wherever.engine.copies import assign, readable
@@ -28,7 +28,7 @@ _LINE_BYTES = 1 << 20  # of a line of what lies outside
 _WIDEST = 7  # columns of a kernel that are summed together
 
 
-class DepthwiseGradient:
+class DepthwiseGradient(Algorithm):
     """The gradient by the weights of many groups of few channels: lanes are groups, sums are places of the kernel."""
 
     name = "depthwise_gradient"

@@ -17,7 +17,7 @@ from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, last_axes, shown
 from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import Compiled, compiled, host
@@ -34,7 +34,7 @@ _WIDEST_RUN = 64  # channels below which a row of the kernel is summed as one ru
 _WAYS, _WAY_BYTES = 7, 4096  # of the first cache: so many lines at a multiple of these bytes find room in it
 
 
-class Direct:
+class Direct(Algorithm):
     """Direct summation at the speed of the machine's multiply-add units."""
 
     name = "direct"

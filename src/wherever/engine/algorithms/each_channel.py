@@ -9,7 +9,7 @@ import numpy as np
 
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.machine import longest_sum, working_dtype
 from wherever.problem import Array, ConvProblem
 
@@ -17,7 +17,7 @@ PART_BYTES = 2 << 20  # of the input of one part, where it is copied
 PIECES = 4  # for each thread
 
 
-class EachChannel(abc.ABC):
+class EachChannel(Algorithm):
     """What `filter` and `depthwise` share: which problems they take, and the weights of transposes."""
 
     name: str

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from wherever.engine.algorithms.im2col import Im2col, Im2colPrepared
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.taps import TapsPrepared
 from wherever.engine.machine import Machine
 from wherever.problem import Array, ConvProblem
@@ -18,7 +18,7 @@ from wherever.problem import Array, ConvProblem
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-class ExactIntegers:
+class ExactIntegers(Algorithm):
     """Integer convolution by matrix products in float32 or float64, chosen by a bound on what can occur.
 
     If every product and every partial sum is below 2^24 (2^53), each is an integer that float32 (float64) holds

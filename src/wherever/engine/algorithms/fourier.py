@@ -17,7 +17,7 @@ from wherever.engine.algorithms.blockwise import add_terms, channels_first
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.overlap_save import transform_length
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Run, box, fill_footprint, runs
 from wherever.engine.copies import assign
 from wherever.engine.kernels.codelets import frequencies, radices, twiddles
@@ -34,7 +34,7 @@ _MOST_ODD = 1 / 8  # numbers that are not finite, for each output of a tile, who
 _MOST_BYTES = 64 << 20  # of workspace and spectra, or 32 times the kernels, unless no smaller tiles exist
 
 
-class Fourier:
+class Fourier(Algorithm):
     """Overlap-save on tiles of an image, or of a signal, by generated kernels.
 
     Every tile is correlated with the whole kernel by the convolution theorem; where nothing wraps around, the result
@@ -73,6 +73,17 @@ class Fourier:
             pairs = forward.out_channels * -(-forward.batch * tiling.tiles // 2)
             chosen = pairs * (_COPIED * machine.call + 16 * math.prod(tiling.shape) / machine.copy)
         return tiling.seconds + chosen
+
+    def least(self, problem: ConvProblem, machine: Machine) -> float:
+        """As if tiles overlapped nowhere, and every transform took one pass."""
+        forward = as_forward(problem)
+        places = forward.batch * math.prod(forward.output) * forward.out_channels
+        each = 2.5 * 4 / machine.transforms + 4 / machine.copy
+        return places / 2 * each * working_dtype(forward.dtype).itemsize / 4 + 40 * machine.call
+
+    def preparation(self, problem: ConvProblem, machine: Machine) -> float:
+        """Nothing more: estimates count the spectra of the kernels."""
+        return 0.0
 
     def workspace(self, problem: ConvProblem) -> int:
         """Of one pair of tiles; and the spectra of the kernels."""

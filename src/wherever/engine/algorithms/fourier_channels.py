@@ -17,7 +17,7 @@ from wherever.engine.algorithms.blockwise import channels_first, per_channel, st
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.overlap_save import transform_length
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, fill_footprint, gather, grid, runs
 from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import Compiled, compiled, host
@@ -49,7 +49,7 @@ _SHARES = 4  # of the work of a part, for each thread
 _DENSE_PASS, _DEPTHWISE_PASS = 4.0, 1.6
 
 
-class FourierChannels:
+class FourierChannels(Algorithm):
     """The convolution theorem on small tiles: y = F^-1[conj F[w] F[x]] where nothing wraps around.
 
     Two tiles are transformed as one of complex numbers. At each frequency the channels are summed by a product of
@@ -78,6 +78,25 @@ class FourierChannels:
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """The cost of the best tiles; the kernel's spectrum is taken to be there."""
         return best_tiling(as_forward(problem), machine).seconds
+
+    def least(self, problem: ConvProblem, machine: Machine) -> float:
+        """As if tiles overlapped nowhere, and every dimension took one pass."""
+        forward = as_forward(problem)
+        dtype = working_dtype(forward.dtype)
+        places = forward.batch * math.prod(forward.output)
+        channels = forward.in_channels + forward.out_channels
+        passes = places / 2 * (1 + sum(r > 1 for r in forward.kernel)) / machine.transforms
+        if _depthwise(forward):
+            seconds = _DEPTHWISE_PASS * passes * channels
+        else:
+            sums = 2 * places * forward.out_channels * forward.group_in / machine.multiply_adds
+            seconds = sums + _DENSE_PASS * passes * channels
+        return seconds * dtype.itemsize / 4 + 30 * machine.call
+
+    def preparation(self, problem: ConvProblem, machine: Machine) -> float:
+        """Transforms of the kernel, and its spectrum written, into memory that is new."""
+        places = math.prod(best_tiling(as_forward(problem), machine).lengths)
+        return super().preparation(problem, machine) * (1 + 1.3 * places / problem.taps)
 
     def workspace(self, problem: ConvProblem) -> int:
         """Spectra of a part, its input and output where they are copied, and the kernel's spectrum."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from wherever.engine.algorithms.blockwise import Blockwise
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, last_axes, traffic
 from wherever.engine.machine import Machine, arithmetic_cost, longest_sum, wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -17,7 +17,7 @@ from wherever.problem import Array, ConvProblem
 _COLUMN_BYTES = 4 << 20  # of the matrix of one block: it should stay in the cache until it has been multiplied
 
 
-class Im2col:
+class Im2col(Algorithm):
     """Direct summation as a matrix product: (K, C R) times (C R, places)."""
 
     name = "im2col"
@@ -45,6 +45,11 @@ class Im2col:
         # The gradient by the weights is added up in a wider type, block by block, and copied.
         added = (blocks + 3) * math.prod(problem.w_shape) if problem.direction == "weight_gradient" else 0
         return (2 * problem.multiply_adds / product + copied + added / machine.sweep) * cost + calls * machine.call
+
+    def preparation(self, problem: ConvProblem, machine: Machine) -> float:
+        """A copy, where channels lie last in memory; else the weights are the matrix."""
+        turned = problem.layout == "channels_last" and problem.taps > 1
+        return super().preparation(problem, machine) / 2 if turned else 0.0
 
     def workspace(self, problem: ConvProblem) -> int:
         """The columns and the result of one block."""

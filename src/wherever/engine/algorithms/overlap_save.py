@@ -13,7 +13,7 @@ import numpy as np
 
 from wherever.engine.algorithms.blockwise import channels_first, per_channel, store
 from wherever.engine.algorithms.im2col import Im2colPrepared
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, fill_footprint, gather, grid, last_axes, runs, scatter
 from wherever.engine.machine import Machine, arithmetic_cost, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -23,7 +23,7 @@ _SPECTRUM_BYTES = 64 << 20  # that the kernel's spectrum may take, or as much as
 _LONGEST = 64  # tiles up to so many times as long as the kernel are considered
 
 
-class OverlapSave:
+class OverlapSave(Algorithm):
     """The convolution theorem on tiles: y = F^-1[conj F[w] F[x]] on the part of a tile where nothing wraps around.
 
     In the transposed direction the same tiles are added instead (overlap-add), and for the gradient by the weights
@@ -48,6 +48,19 @@ class OverlapSave:
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """The cost of the best tiles."""
         return best_tiling(problem, machine).seconds
+
+    def least(self, problem: ConvProblem, machine: Machine) -> float:
+        """As if tiles overlapped nowhere, and transforms were as long as the kernel."""
+        places = problem.batch * math.prod(problem.output)
+        channels = problem.in_channels + problem.out_channels
+        bits = math.log2(max(2, math.prod(min(r, n) for r, n in zip(problem.kernel, problem.output, strict=True))))
+        passes = 2.5 * bits * places * channels / machine.transform
+        sums = places * problem.out_channels * problem.group_in / _product_rate(problem, machine)
+        return (passes + sums + 4 * places * channels / machine.copy) * arithmetic_cost(problem) + 40 * machine.call
+
+    def preparation(self, problem: ConvProblem, machine: Machine) -> float:
+        """Nothing more: estimates count the kernel's transform."""
+        return 0.0
 
     def workspace(self, problem: ConvProblem) -> int:
         """Tiles, their spectra, and the kernel's spectrum."""
@@ -180,17 +193,21 @@ def _tiling(
     # Transforms of tiles and kernel; products of complex numbers, half as many frequencies as places.
     passes = 2.5 * bits * (tiles * channels * places + spectrum) / machine.transform
     multiply_adds = tiles * problem.out_channels * problem.group_in * places / 2
-    product_rate = (
-        machine.sweep / 4 if _elementwise(problem) else machine.product / (16 if problem.group_in < 16 else 10)
-    )
     moves = 4 * tiles * channels * places / machine.copy
     per_tile = size * channels * places
     at_once = max(1, min(tiles, _TILE_BYTES // max(1, per_tile)))
     calls = -(-tiles // at_once) * 20 + 4 * tiles
     # Three arrays of tiles stand beside each other: the tiles, their spectra, the product of spectra.
     workspace = 3 * at_once * per_tile + 2 * size * spectrum
-    seconds = (passes + 2 * multiply_adds / product_rate + moves) * cost + calls * machine.call * 2
+    seconds = (passes + 2 * multiply_adds / _product_rate(problem, machine) + moves) * cost + calls * machine.call * 2
     return Tiling(shape, lengths, axes, tiles, at_once, seconds, workspace)
+
+
+def _product_rate(problem: ConvProblem, machine: Machine) -> float:
+    """Operations a second of products of spectra."""
+    if _elementwise(problem):
+        return machine.sweep / 4
+    return machine.product / (16 if problem.group_in < 16 else 10)
 
 
 def _elementwise(problem: ConvProblem) -> bool:

@@ -108,7 +108,7 @@ def _best(algorithms: tuple[Algorithm, ...], problem: ConvProblem) -> tuple[floa
     return min(estimates, key=lambda pair: pair[0])
 
 
-class Phases:
+class Phases(Algorithm):
     """A transpose with a stride, by the algorithms of the forward direction.
 
     Parameters
@@ -146,6 +146,12 @@ class Phases:
         apart = 2 if problem.layout == "channels_first" else 0.5
         written = apart * math.prod(problem.x_shape) / machine.copy * working_dtype(problem.dtype).itemsize / 4
         return sum(_best(self.algorithms, p)[0] for p in problems) + written + 5 * len(problems) * machine.call
+
+    def preparation(self, problem: ConvProblem, machine: Machine) -> float:
+        """A copy of all taps, and what each phase prepares of its own."""
+        problems = [phase.problem for phase in _phases(problem) if phase.problem is not None]
+        parts = sum(_best(self.algorithms, p)[1].preparation(p, machine) for p in problems)
+        return super().preparation(problem, machine) + parts
 
     def workspace(self, problem: ConvProblem) -> int:
         """That of one phase."""

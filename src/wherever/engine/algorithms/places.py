@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import as_strided
 from wherever.engine.algorithms.blockwise import Blockwise
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, footprint, last_axes, traffic
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.places import places
@@ -24,7 +24,7 @@ from wherever.problem import Array, ConvProblem
 _BLOCK_BYTES = 1 << 19
 
 
-class Places:
+class Places(Algorithm):
     """Direct summation at the speed of the machine's multiply-add units."""
 
     name = "places"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
-from wherever.engine.machine import Machine
+from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
 
@@ -26,21 +27,38 @@ class Prepared(Protocol):
 
 
 class Algorithm(Protocol):
-    """A way to compute convolutions."""
+    """A way to compute convolutions; what is defined here is inherited.
 
-    @property
-    def name(self) -> str:
-        """One word, as it stands in a printed plan."""
+    Attributes
+    ----------
+    name : str
+        One word, as it stands in a printed plan.
+    sums_directly : bool
+        Whether a result is the plain sum of its own terms, with no error from anywhere else.
+    """
 
-    @property
-    def sums_directly(self) -> bool:
-        """Whether a result is the plain sum of its own terms, with no error from anywhere else."""
+    name: str
+    sums_directly: bool
 
     def refuses(self, problem: ConvProblem) -> str | None:
         """Why this algorithm cannot do the problem, in words; None if it can."""
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
-        """Seconds that one run on one thread will take, preparation included."""
+        """Seconds that one run on one thread will take, with the operand prepared."""
+
+    def least(self, problem: ConvProblem, machine: Machine) -> float:
+        """Seconds below which `estimate` is for no problem, found in microseconds.
+
+        Where estimates are dear, because many tiles are compared, the planner asks for them only if this does not
+        tell already that another algorithm is faster.
+        """
+        return 0.0
+
+    def preparation(self, problem: ConvProblem, machine: Machine) -> float:
+        """Seconds that preparing the operand takes, as far as they grow with it: here, to copy it in another order."""
+        if problem.direction == "weight_gradient":
+            return 0.0  # the other operand is as large, and part of the estimate
+        return 6 * math.prod(problem.w_shape) * working_dtype(problem.dtype).itemsize / 4 / machine.copy
 
     def workspace(self, problem: ConvProblem) -> int:
         """Bytes needed beside the operands and the result."""

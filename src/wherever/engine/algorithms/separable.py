@@ -13,7 +13,7 @@ from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first, store
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import box, gather, runs
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.separable import passes
@@ -28,7 +28,7 @@ _REPAIR_ELEMENTS = 1 << 18  # of the columns of windows that are summed directly
 _NEGLIGIBLE = {"f": 2e-6, "d": 2.5e-15}
 
 
-class Separable:
+class Separable(Algorithm):
     """Passes down and across, for kernels W that are a sum of a few products u v^T; planned when W is known.
 
     Of any kernel there is such a sum, with as many terms as W's singular value decomposition has values that matter

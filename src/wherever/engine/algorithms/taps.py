@@ -9,7 +9,7 @@ import numpy as np
 
 from wherever.engine.algorithms.blockwise import Blockwise
 from wherever.engine.algorithms.im2col import tap_places
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, traffic
 from wherever.engine.machine import Machine, arithmetic_cost, longest_sum, wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -17,7 +17,7 @@ from wherever.problem import Array, ConvProblem
 _BLOCK_ELEMENTS = 1 << 15  # of the result of one block: with a scratch array of its size it stays in the cache
 
 
-class Taps:
+class Taps(Algorithm):
     """Direct summation by whole shifted arrays."""
 
     name = "taps"

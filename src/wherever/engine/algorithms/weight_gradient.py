@@ -16,7 +16,7 @@ import numpy.typing as npt
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
 from wherever.engine.algorithms.forward import refuses_sums
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, cut, fill_footprint, footprint, last_axes
 from wherever.engine.copies import assign, readable
 from wherever.engine.kernels.compile import compiled, host
@@ -29,7 +29,7 @@ _WIDE_BYTES = 24 << 20  # of the sum over several parts
 _SUM_BYTES = 1 << 21  # of the sums that one call of the kernel adds to: they stay in the cache
 
 
-class Outer:
+class Outer(Algorithm):
     """The gradient by the weights: at every place, each channel of x times each channel of y, summed over places."""
 
     name = "outer"

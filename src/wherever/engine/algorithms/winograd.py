@@ -15,7 +15,7 @@ from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first, per_channel, store
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
-from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, fill_footprint, footprint, gather, grid, places
 from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import compiled, host
@@ -32,7 +32,7 @@ _STREAMED_TILES = 28  # at least so many tiles share one reading of the transfor
 _PART_BYTES = 2 << 20  # of the input of one part: what is read, and then cut into tiles
 
 
-class Winograd:
+class Winograd(Algorithm):
     """Winograd's minimal filtering F(m, r) in each dimension.
 
     A tile of m outputs of a kernel of r taps takes m + r - 1 multiplications instead of m r, in each of the dimensions.
@@ -63,6 +63,12 @@ class Winograd:
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """The cost of the best tiles."""
         return best_tiling(as_forward(problem), machine).seconds
+
+    def preparation(self, problem: ConvProblem, machine: Machine) -> float:
+        """A copy in another order; transformed weights written, of more points than the kernel has taps."""
+        tiling = best_tiling(as_forward(problem), machine)
+        points = math.prod(_points(as_forward(problem), tiling.tile))
+        return super().preparation(problem, machine) * (0.5 + points / problem.taps / 2)
 
     def workspace(self, problem: ConvProblem) -> int:
         """Of one block: its input and output, and both transformed."""
