@@ -153,3 +153,32 @@ def test_numbers_that_are_not_finite_reach_their_windows_and_no_further(boundary
             np.testing.assert_equal(
                 result[(0, 0, *place)], np.float32(np.sum((window * w[0, 0])[~np.isfinite(window)]))
             )
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("shape", [(170, 150), (9000,)], ids=["image", "signal"])
+@pytest.mark.parametrize(("inputs", "results"), [(3, 1), (1, 4), (5, 2)])
+def test_channels_are_summed_in_fourier_space(shape, inputs, results, layout):
+    """Many tiles, in place and from copies, some of them with numbers that are not finite; any number of threads."""
+    groups = 2
+    full = (2, groups * inputs, *shape) if layout == "channels_first" else (2, *shape, groups * inputs)
+    kernel = (21, 15)[-len(shape) :]
+    problem = ConvProblem.from_shapes(
+        full, (groups * results, inputs, *kernel), groups=groups, padding="same", boundary="symmetric", layout=layout
+    )
+    assert Fourier().refuses(problem) is None
+    x, w, bias = numbers(full, "float32"), numbers(problem.w_shape, "float32", 1), numbers((2 * results,), "float32", 2)
+    truth = expected(problem, x, w) + bias.reshape(-1, *[1] * (len(shape) if layout == "channels_first" else 0))
+    tiling = next(tiling for tiling in fourier.tilings(dense(problem), Machine()) if 4 < tiling.tiles < 50)
+    prepared = FourierPrepared(problem, w, bias, tiling=tiling)
+    out = [np.full(problem.y_shape, np.nan, np.float32) for _ in range(3)]
+    for result, threads in zip(out, (1, 2, 5), strict=True):
+        prepared.run(x, result, threads)
+        assert result.tobytes() == out[0].tobytes()
+    assert_close(out[0], truth, "float32")
+    channel, place = inputs - 1, tuple(n // 2 for n in shape)
+    x[(1, channel, *place) if layout == "channels_first" else (1, *place, channel)] = np.inf
+    prepared.run(x, out[1], 2)
+    odd = ~np.isfinite(out[1])
+    assert odd.sum() == results * np.prod(kernel)
+    assert_close(np.where(odd, 0, out[1]), np.where(odd, 0, truth), "float32")

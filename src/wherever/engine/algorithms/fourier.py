@@ -1,4 +1,4 @@
-"""Fourier: images and signals whose channels are independent, convolved by generated Fourier transforms of tiles."""
+"""Fourier: images and signals of few channels, convolved by generated Fourier transforms of tiles."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ from wherever.problem import Array, ConvProblem
 _LARGEST_RADIX = 8  # of all codelets but the last of a column: larger ones spill, and take long to compile
 _APART = 1.12  # ratio of two lengths of tiles that are compared
 _COPIED = 40  # calls that a pair of tiles costs which are copied
+_PRODUCT = 3.0  # what it takes to add a channel's product, in passes of a transform through one dimension
 _LONGEST = 1 << 14  # places along one dimension of a tile
 _MOST_ODD = 1 / 8  # numbers that are not finite, for each output of a tile, whose terms are added one number at a time
+_MOST_KERNELS = 128  # of one group of channels: with more, channels as lanes are faster
 _MOST_BYTES = 64 << 20  # of workspace and spectra, or 32 times the kernels, unless no smaller tiles exist
 
 
@@ -46,12 +48,13 @@ class Fourier(Algorithm):
     sums_directly = False
 
     def refuses(self, problem: ConvProblem) -> str | None:
-        """Channels that are summed, more than two dimensions, what is not a real floating-point number."""
+        """Many channels that are summed, more than two dimensions, what is not a real floating-point number."""
         refusal = refuses_sums(problem)
         if refusal is not None:
             return refusal
-        if as_forward(problem).group_in != 1:
-            return f"transforms channels by themselves, and does not sum {as_forward(problem).group_in} of them"
+        forward = as_forward(problem)
+        if forward.group_in * forward.group_out > _MOST_KERNELS:
+            return f"transforms channels one by one, not {forward.group_in} for {forward.group_out} sums"
         if problem.spatial > 2:
             return f"has tiles of images and signals, not of {problem.spatial} dimensions"
         if problem.taps == 1:
@@ -243,20 +246,28 @@ def _tiling(
     problem: ConvProblem, machine: Machine, layout: Layout, signal: bool, shape: tuple[int, int], tiles: int
 ) -> Tiling:
     size = working_dtype(problem.dtype).itemsize
-    pairs = problem.out_channels * -(-problem.batch * tiles // 2)
+    inputs, results = problem.group_in, problem.group_out
+    pairs = problem.groups * -(-problem.batch * tiles // 2)
+    kernels = problem.groups * inputs * results
     places = layout.high * layout.wide
     # What passes through the cache for each pair; and between columns and rows of a signal the roots, twice.
     touched = (sum(layout.scratch) + layout.spectrum * (2 if signal else 1)) * size
+    beyond_kernels = max(0.0, math.log2(inputs * (results + 1) * layout.spectrum * size / (2 * machine.cache)))
     passes = 2 * (len(layout.down) + len(layout.across)) + (3 if signal else 0)
     beyond = max(0.0, math.log2(touched / (4 * machine.cache)))
     per_place = 2.5 * passes / machine.transforms + (4 + 4 * beyond) / machine.copy
     if signal:
         per_place *= 1.5
     # A spectrum takes half of the transforms, and is written.
-    seconds = places * per_place * (pairs + 0.6 * problem.out_channels) * size / 4 + 40 * machine.call
+    transforms = pairs * (inputs + results) / 2 + 0.6 * kernels
+    seconds = places * per_place * transforms * size / 4 + 40 * machine.call
+    if inputs * results > 1:
+        per_product = _PRODUCT / machine.transforms + beyond_kernels / machine.copy
+        seconds += places * per_product * pairs * inputs * results * size / 4
     copied = _copied(problem, signal, tiles, pairs)
     seconds += copied * (_COPIED * machine.call + 8 * places * size / 4 / machine.copy)
-    workspace = (sum(layout.scratch) + layout.spectrum * problem.out_channels) * size
+    works = inputs + 1 if inputs * results > 1 else 1
+    workspace = (sum(layout.scratch[:2]) + works * layout.scratch[2] + layout.spectrum * kernels) * size
     return Tiling(layout, signal, shape, tiles, seconds, workspace)
 
 
@@ -264,7 +275,7 @@ def _copied(problem: ConvProblem, signal: bool, tiles: int, pairs: int) -> int:
     """How many pairs of tiles are copied: all, where neighbours lie apart, or else those at the ends of signals."""
     if problem.layout == "channels_last" and max(problem.in_channels, problem.out_channels) > 1:
         return pairs
-    ends = 2 * problem.output[0] * problem.batch * problem.out_channels if signal else 0
+    ends = 2 * problem.output[0] * problem.batch * problem.groups if signal else 0
     return min(pairs, ends)
 
 
@@ -333,20 +344,23 @@ def _runs(problem: ConvProblem, dim: int, start: int, length: int) -> list[Run]:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A tile of an image and channel."""
+    """A tile of an image and of a group of channels."""
 
     image: int
-    channel: int
+    group: int
     number: int
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What the kernel is called with."""
+    """What the kernel is called with.
+
+    ``distances``: of rows of x and y, then of channels.
+    """
 
     x: Array
     y: Array
-    pitches: tuple[int, int]
+    distances: tuple[int, int, int, int]
     rows: npt.NDArray[np.int64]
     columns: npt.NDArray[np.int64]
     pairs: npt.NDArray[np.int64]
@@ -366,8 +380,14 @@ class FourierPrepared:
         assert found is not None  # refused
         self.tiling = found
         self.layout = layout = found.layout
+        self.summed = problem.group_in * problem.group_out > 1
         self.kernel = compiled(
-            fourier_tiles, dtype=layout.dtype, down=layout.down, across=layout.across, signal=found.signal
+            fourier_tiles,
+            dtype=layout.dtype,
+            down=layout.down,
+            across=layout.across,
+            signal=found.signal,
+            summed=self.summed,
         )
         self.twiddles = np.concatenate([twiddles(layout.down, self.dtype), twiddles(layout.across, self.dtype)])
         self.roots = self._roots() if found.signal else np.zeros(1, self.dtype)
@@ -397,21 +417,22 @@ class FourierPrepared:
         extent = [(r - 1) * d + 1 for r, d in zip(reached, p.dilation, strict=True)]
         wide = layout.wide if signal else extent[1]
         high = -(-extent[1] // wide) if signal else extent[0]
-        x = np.zeros((p.out_channels, high, wide), self.dtype)
-        places = x.reshape(p.out_channels, 1, -1) if signal else x
-        taps = operand.reshape(p.out_channels, *p.kernel)[:, : reached[0], : reached[1]]
+        kernels = p.out_channels * p.group_in
+        x = np.zeros((kernels, high, wide), self.dtype)
+        places = x.reshape(kernels, 1, -1) if signal else x
+        taps = operand.reshape(kernels, *p.kernel)[:, : reached[0], : reached[1]]
         places[:, : extent[0] : p.dilation[0], : extent[1] : p.dilation[1]] = taps
         # The real part shows the kernel, the imaginary part nothing.
         rows = np.full(2 * layout.high, OUTSIDE)
         rows[:high] = np.arange(high)
         columns = np.array([1, int(wide < layout.wide), 0, wide, 0, 1], np.int64)
-        channel = np.arange(p.out_channels)
-        pairs = np.zeros((p.out_channels, len(PAIR)), np.int64)
-        pairs[:, PAIR.index("x0")] = channel * (high * wide)
+        number = np.arange(kernels)
+        pairs = np.zeros((kernels, len(PAIR)), np.int64)
+        pairs[:, PAIR.index("x0")] = number * (high * wide)
         pairs[:, PAIR.index("rows1")] = layout.high
-        pairs[:, PAIR.index("spectrum")] = channel * layout.spectrum
-        h = run.fresh(p.out_channels * layout.spectrum, self.dtype)
-        job = _Job(x, x, (wide, 0), rows, columns, pairs, x)
+        pairs[:, PAIR.index("spectrum")] = number * layout.spectrum
+        h = run.fresh(kernels * layout.spectrum, self.dtype)
+        job = _Job(x, x, (wide, 0, 0, 0), rows, columns, pairs, x)
         self._call(job, h, (0, len(pairs)), scale=1 / (layout.high * layout.wide))
         return h
 
@@ -432,8 +453,7 @@ class FourierPrepared:
         """Compute everything; return the tiles whose pairs are not finite."""
         pairs, in_place = self._plan(x, y)
         odd = np.zeros((len(pairs), self.layout.lanes), self.dtype)
-        pitches = (self.layout.wide,) * 2 if self.tiling.signal else self._pitches(x, y)
-        job = _Job(x, y, pitches, self.grid.rows, self.grid.columns, pairs, odd)
+        job = _Job(x, y, self._distances(x, y), self.grid.rows, self.grid.columns, pairs, odd)
 
         def work(some: tuple[int, int]) -> None:
             if in_place[some[0]]:
@@ -450,8 +470,11 @@ class FourierPrepared:
         """Call the kernel for some of the pairs; with a scale, to write spectra."""
         outside = 0.0 if scale or isinstance(self.dense.boundary, str) else self.dense.boundary
         numbers = np.array([scale, outside], self.dtype)
-        sizes = np.array([*some, int(scale > 0), *job.pitches], np.int64)
-        workspaces = run.workspace("fourier", *self.layout.scratch, dtype=self.dtype)
+        counts = (1, 1) if scale else (self.problem.group_in, self.problem.group_out)
+        sizes = np.array([*some, int(scale > 0), *job.distances[:2], *counts, *job.distances[2:]], np.int64)
+        image, strip, work = self.layout.scratch
+        works = (counts[0] + 1) * work if self.summed else work
+        workspaces = run.workspace("fourier", image, strip, works, dtype=self.dtype)
         arrays = [job.x, spectra, job.y, self.bias, *workspaces, self.twiddles, self.roots, job.odd, numbers]
         self.kernel(*(a.ctypes.data for a in (*arrays, job.rows, job.columns, job.pairs, sizes)))
 
@@ -478,24 +501,25 @@ class FourierPrepared:
             x_place = x_place + grid.corners[tile] @ xs[2:]
             high, wide = np.full_like(tile, self.tiling.shape[1] // layout.wide), np.full_like(tile, layout.wide)
         fields = [x_place, *np.moveaxis(grid.tables[tile], -1, 0), y_place, high * exists, wide * exists]
-        channel = np.arange(p.out_channels)[:, None]
-        pairs = np.zeros((p.out_channels, len(number), len(PAIR)), np.int64)
+        group = np.arange(p.groups)[:, None]
+        pairs = np.zeros((p.groups, len(number), len(PAIR)), np.int64)
         pairs[..., : 2 * len(TILE)] = np.stack(fields, axis=-1).reshape(len(number), -1)
         for part in (0, len(TILE)):
-            pairs[..., part + TILE.index("x")] += channel // p.group_out * xs[1]
-            pairs[..., part + TILE.index("y")] += channel * ys[1]
-        pairs[..., -2], pairs[..., -1] = channel * layout.spectrum, channel
+            pairs[..., part + TILE.index("x")] += group * (p.group_in * xs[1])
+            pairs[..., part + TILE.index("y")] += group * (p.group_out * ys[1])
+        pairs[..., PAIR.index("spectrum")] = group * (p.group_out * p.group_in * layout.spectrum)
+        pairs[..., PAIR.index("channel")] = group * p.group_out
         if len(self._plans) > 10:  # arrays of ever other memory orders
             self._plans.clear()
-        found = self._plans[key] = pairs.reshape(-1, len(PAIR)), np.tile(in_place, p.out_channels)
+        found = self._plans[key] = pairs.reshape(-1, len(PAIR)), np.tile(in_place, p.groups)
         return found
 
     def _tiles(self, pair: int) -> list[_Tile]:
         """The tiles of a pair."""
         tiles = self.dense.batch * len(self.grid.starts)
-        channel, first = pair // -(-tiles // 2), pair % -(-tiles // 2) * 2
+        group, first = pair // -(-tiles // 2), pair % -(-tiles // 2) * 2
         each = len(self.grid.starts)
-        return [_Tile(n // each, channel, n % each) for n in range(first, min(first + 2, tiles))]
+        return [_Tile(n // each, group, n % each) for n in range(first, min(first + 2, tiles))]
 
     def _usable(self, a: Array) -> bool:
         """Whether the kernel can work on an array (n, channels, rows, columns) where it lies."""
@@ -504,17 +528,19 @@ class FourierPrepared:
             return False
         return a.strides[-1] == size or a.shape[-1] == 1
 
-    def _pitches(self, x: Array, y: Array) -> tuple[int, int]:
-        return x.strides[2] // self.dtype.itemsize, y.strides[2] // self.dtype.itemsize
+    def _distances(self, x: Array, y: Array) -> tuple[int, int, int, int]:
+        size, wide = self.dtype.itemsize, self.layout.wide
+        rows = (wide, wide) if self.tiling.signal else (x.strides[2] // size, y.strides[2] // size)
+        return *rows, x.strides[1] // size, y.strides[1] // size
 
     def _copied(self, job: _Job, number: int) -> None:
         """Compute a pair from copies of its footprints, and copy its results out."""
         p, layout, grid, tiles = self.dense, self.layout, self.grid, self._tiles(number)
         signal, shape = self.tiling.signal, self.tiling.shape
         lengths = (1, layout.high * layout.wide) if signal else (layout.high, layout.wide)
-        places, outputs = math.prod(lengths), math.prod(shape)
-        x, y = run.workspace("copies", 2 * places, 2 * outputs, dtype=self.dtype)
-        x, y = x.reshape(2, 1, 1, *lengths), y.reshape(2, 1, 1, *shape)
+        shapes = (2, p.group_in, *lengths), (2, p.group_out, *shape)
+        flat = run.workspace("copies", *map(math.prod, shapes), dtype=self.dtype)
+        x, y = (a.reshape(s) for a, s in zip(flat, shapes, strict=True))
         x[len(tiles) :] = 0
         for tile, copy in zip(tiles, x, strict=False):
             start, count = (tuple(map(int, a[tile.number])) for a in (grid.starts, grid.counts))
@@ -522,21 +548,27 @@ class FourierPrepared:
             seen = tuple(min(n, m) for n, m in zip(block.foot_shape, lengths, strict=True))
             if seen != lengths:
                 copy[...] = 0
-            channel = tile.channel // p.group_out
             block = dataclasses.replace(block, foot_shape=seen)
-            fill_footprint(p, job.x[block.images, channel : channel + 1], block, copy[..., : seen[0], : seen[1]])
+            inputs, _ = self._channels(tile)
+            fill_footprint(p, job.x[block.images, inputs], block, copy[None, :, : seen[0], : seen[1]])
         pair = job.pairs[number : number + 1].copy()
+        sizes = x[0].size, y[0].size
         for part in range(2):
             fields = pair[0, part * len(TILE) :]
-            fields[0], fields[1:3], fields[3] = part * places, grid.copies, part * outputs
-        pitches = (layout.wide, layout.wide if signal else shape[1])
+            fields[0], fields[1:3], fields[3] = part * sizes[0], grid.copies, part * sizes[1]
         odd = np.zeros((1, layout.lanes), self.dtype)
-        copied = _Job(x, y, pitches, job.rows, job.columns, pair, odd)
+        copied = _Job(x, y, self._distances(x, y), job.rows, job.columns, pair, odd)
         self._call(copied, self.spectra, (0, 1))
         job.odd[number] = odd[0]
         for tile, copy in zip(tiles, y, strict=False):
-            target, places_of = self._target(job.y, tile)
-            assign(target, copy[0, 0][places_of])
+            target, (rows, columns) = self._target(job.y, tile)
+            assign(target, copy[:, rows, columns])
+
+    def _channels(self, tile: _Tile) -> tuple[slice, slice]:
+        """The channels of x and of y that are a tile's."""
+        p, group = self.problem, tile.group
+        inputs, results = (slice(group * n, (group + 1) * n) for n in (p.group_in, p.group_out))
+        return inputs, results
 
     def _target(self, y: Array, tile: _Tile) -> tuple[Array, tuple[slice, ...]]:
         """The outputs of the problem that are a tile's, and which of the tile's outputs they are."""
@@ -547,7 +579,7 @@ class FourierPrepared:
             outputs.append(slice(first, last))
             places.append(slice(first * s - start, count, s))
         rows, columns = outputs
-        return y[tile.image, tile.channel, rows, columns], tuple(places)
+        return y[tile.image, self._channels(tile)[1], rows, columns], tuple(places)
 
     def _again(self, x: Array, y: Array, tile: _Tile) -> None:
         """Compute a tile of a pair whose transform is not finite.
@@ -562,16 +594,16 @@ class FourierPrepared:
             return
         strides = (*(1,) * (2 - spatial), *p.stride)
         first = tuple(int(-(-start // s)) for start, s in zip(self.grid.starts[tile.number], strides, strict=True))
-        image, channel = slice(tile.image, tile.image + 1), tile.channel // p.group_out
-        block = box(p, image, first[2 - spatial :], target.shape[2 - spatial :], gapless=True)
-        foot = np.empty((1, 1, *block.foot_shape), self.dtype)
+        image, (inputs, results) = slice(tile.image, tile.image + 1), self._channels(tile)
+        block = box(p, image, first[2 - spatial :], target.shape[3 - spatial :], gapless=True)
+        foot = np.empty((1, p.group_in, *block.foot_shape), self.dtype)
         seen = x if spatial == 2 else x[:, :, 0]
-        fill_footprint(p, seen[image, channel : channel + 1], block, foot)
+        fill_footprint(p, seen[image, inputs], block, foot)
         alone = dataclasses.replace(
             p,
             batch=1,
-            in_channels=1,
-            out_channels=1,
+            in_channels=p.group_in,
+            out_channels=p.group_out,
             groups=1,
             size=block.foot_shape,
             padding=((0, 0),) * spatial,
@@ -579,17 +611,17 @@ class FourierPrepared:
             layout="channels_first",
             dtype=self.dtype,
         )
-        result = np.empty((1, 1, *block.shape), self.dtype)
-        some = slice(tile.channel, tile.channel + 1)
-        w, bias = self.operand[some], self.bias[some]
+        result = np.empty((1, p.group_out, *block.shape), self.dtype)
+        w, bias = self.operand[results], self.bias[results]
         finite = np.isfinite(foot)
-        odd, rest = np.argwhere(~finite[0, 0]), np.where(finite, foot, 0)
-        few = len(odd) < _MOST_ODD * result.size
+        odd, rest = np.argwhere(~finite[0]), np.where(finite, foot, 0)
+        few = len(odd) < _MOST_ODD * math.prod(block.shape)
         prepared = FourierPrepared(alone, w, bias) if few else None
         if prepared and not prepared._transform(prepared._images(rest), prepared._images(result), 1):
+            one = dataclasses.replace(alone, in_channels=1, out_channels=1)
             with np.errstate(all="ignore"):
-                for place in odd:
-                    add_terms(alone, foot, tuple(place), w, result)
+                for k, (c, *place) in itertools.product(range(p.group_out), odd):
+                    add_terms(one, foot[:, c : c + 1], tuple(place), w[k : k + 1, c : c + 1], result[:, k : k + 1])
         else:
             Im2colPrepared(alone, w, bias).run(foot, result, 1)
         target[...] = result.reshape(target.shape)

@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wherever.engine.kernels.codelets import Column, Complex, dft, dft_pass, twiddle_count
+from wherever.engine.kernels.codelets import Column, Complex, Load, Store, dft, dft_pass, twiddle_count
 from wherever.engine.kernels.compile import Target
-from wherever.engine.kernels.vector import BYTES, Array, Int, Kernel, Mask, Place, transposed
+from wherever.engine.kernels.vector import BYTES, Array, Int, Kernel, Mask, Place, Variables, transposed
 
 TILE = ("x", "rows", "columns", "y", "high", "wide")  # what the table of tiles says of each
 PAIR = (*(f"{name}{part}" for part in range(2) for name in TILE), "spectrum", "channel")
 CHUNK_BYTES = 1 << 19  # of what is copied of two tiles at once
 AHEAD = 4  # rows of x that are asked for before they are read
 OUTSIDE = -1  # in the table of rows
+SUMMED = 4  # places whose products are summed over the channels at once
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,13 @@ class Layout:
 
 
 def fourier_tiles(
-    target: Target, *, dtype: str, down: Sequence[int], across: Sequence[int], signal: bool = False
+    target: Target,
+    *,
+    dtype: str,
+    down: Sequence[int],
+    across: Sequence[int],
+    signal: bool = False,
+    summed: bool = False,
 ) -> Kernel:
     """Write y = bias + F^-1[H F[x]] on the part of each tile where nothing wraps around; or the spectrum H.
 
@@ -95,11 +102,16 @@ def fourier_tiles(
         The tile is one row of high * wide places, cut into rows: its transform has another twiddle, ``roots``, between
         columns and rows.
 
+    summed
+        A tile has several channels, each transformed once, and several results, each the sum over the channels of
+        F^-1[H F[x]], transformed back once. Spectra follow each other, of the first result's channels first.
+
     The arrays: x; h, spectra as the transforms leave them; y; bias; image, strip and work, workspaces
-    (`Layout.scratch`); twiddles, of the columns and then of the rows; roots, laid out like a spectrum; odd, a vector
-    for each pair of tiles that is NaN afterwards if any of their results is not finite; numbers: what spectra are
-    multiplied by, and what lies outside of x; tables: rows, columns, pairs. The sizes: first and last pair; whether to
-    write spectra instead of y; pitches of x and y.
+    (`Layout.scratch`; if summed, work for each channel and one more); twiddles, of the columns and then of the rows;
+    roots, laid out like a spectrum; odd, a vector for each pair of tiles that is NaN afterwards if any of their
+    results is not finite; numbers: what spectra are multiplied by, and what lies outside of x; tables: rows, columns,
+    pairs. The sizes: first and last pair; whether to write spectra instead of y; pitches of x and y; channels and
+    results of a tile, and how far apart they are in x and y.
 
     Tables. ``rows``: the row of x that each row of a tile shows, or OUTSIDE. ``columns``: the number of pieces that the
     columns of a tile fall into; whether some columns are in none and show what lies outside; and of each piece its
@@ -111,12 +123,12 @@ def fourier_tiles(
     shape = Layout(dtype, lanes, tuple(down), tuple(across))
     high, wide = shape.high, shape.wide
     arrays = ["x", "h", "y", "bias", "image", "strip", "work", "twiddles", "roots", "odd", "numbers"]
-    sizes = ["first", "last", "spectra", "x_row", "y_row"]
+    sizes = ["first", "last", "spectra", "x_row", "y_row", "channels", "results", "x_channel", "y_channel"]
     kernel = Kernel("fourier_tiles", dtype, lanes, [*arrays, "rows", "columns", "pairs"], sizes)
     size, rows, columns, pairs = kernel.size, *(kernel.table(name) for name in ("rows", "columns", "pairs"))
     image = kernel.array("image", high * shape.image, shape.image, 1)
     strip = Column(kernel.array("strip", 2 * lanes, lanes, 1))
-    work = kernel.array("work", shape.row, 2 * lanes, lanes, 1)
+    works = kernel.array("work", shape.scratch[2], shape.row, 2 * lanes, lanes, 1)
     vertical = kernel.array("twiddles", 1)
     horizontal = vertical.moved(twiddle_count(down))
     scale, outside = (kernel.array("numbers", 1)[i] for i in range(2))
@@ -124,9 +136,10 @@ def fourier_tiles(
     def spectrum_like(name: str, offset: Int, group: Int) -> Column:
         return Column(kernel.array(name, wide * 2 * lanes, 2 * lanes, lanes, 1).moved(offset)[group])
 
-    def fill(tile: dict[str, Int], part: int, chunk: Int) -> None:
+    def fill(tile: dict[str, Int], channel: Int | int, part: int, chunk: Int) -> None:
         """Copy some columns of what a tile shows, row by row."""
-        x, constant = kernel.array("x", size("x_row"), 1).moved(tile["x"]), outside.splat()
+        x = kernel.array("x", size("x_row"), 1).moved(tile["x"] + channel * size("x_channel"))
+        constant = outside.splat()
         told, last = tile["columns"], chunk + shape.chunk
         with kernel.loop(high) as i:
             row, copy = rows[tile["rows"] + i], image[part, i]
@@ -158,7 +171,7 @@ def fourier_tiles(
         with kernel.loop(whole, count) as j:
             copy[j].copy(shown[j * step])
 
-    def columns_forward(chunk: Int) -> None:
+    def columns_forward(chunk: Int, work: Array) -> None:
         """From the two tiles to the rows' workspace, a strip of neighbouring columns at a time."""
         last, before = down[-1], len(down) - 1
         with kernel.loop(0, shape.chunk, lanes) as first:
@@ -179,7 +192,7 @@ def fourier_tiles(
                     for lane, (re, im) in enumerate(turned):
                         row.store(chunk + first, lane, Complex(re, im))
 
-    def columns_inverse(chunk: Int, first: Int) -> None:
+    def columns_inverse(chunk: Int, first: Int, work: Array) -> None:
         """One strip of columns back to the two tiles."""
         last, before = down[-1], len(down) - 1
 
@@ -202,25 +215,37 @@ def fourier_tiles(
             put = strip.store if number else leave
             dft_pass(kernel, down, number, vertical, strip.load, put, inverse=True)
 
-    def through_rows(spectrum: Int) -> None:
+    def ends(group: Int, row: Column) -> tuple[Load, Store]:
+        """How rows are read first and written last: of a signal, multiplied by its roots."""
+        roots = spectrum_like("roots", kernel.number(0), group)
+
+        def enter(start: Int | int, behind: int) -> Complex:
+            return row.load(start, behind) * roots.load(start, behind)
+
+        def leave(start: Int | int, behind: int, value: Complex) -> None:
+            row.store(start, behind, value * roots.load(start, behind).conjugate())
+
+        return (enter, leave) if signal else (row.load, row.store)
+
+    def rows_forward(group: Int, row: Column, passes: int) -> None:
+        """The first passes of a group of rows."""
+        enter, _ = ends(group, row)
+        for number in range(passes):
+            dft_pass(kernel, across, number, horizontal, row.load if number else enter, row.store)
+
+    def rows_inverse(group: Int, row: Column, passes: int) -> None:
+        """The last passes back, of a group of rows."""
+        _, leave = ends(group, row)
+        for number in reversed(range(passes)):
+            dft_pass(kernel, across, number, horizontal, row.load, row.store if number else leave, inverse=True)
+
+    def through_rows(spectrum: Int, work: Array) -> None:
         """The rows: forward, product, inverse."""
-        last, factor = across[-1], scale.splat()
+        last, before, factor = across[-1], len(across) - 1, scale.splat()
         with kernel.loop(high // lanes) as group:
             row, other = Column(work[group]), spectrum_like("h", spectrum, group)
-
-            def enter(start: Int | int, behind: int) -> Complex:
-                value = row.load(start, behind)
-                return value * spectrum_like("roots", kernel.number(0), group).load(start, behind) if signal else value
-
-            def leave(start: Int | int, behind: int, value: Complex) -> None:
-                if signal:
-                    value = value * spectrum_like("roots", kernel.number(0), group).load(start, behind).conjugate()
-                row.store(start, behind, value)
-
-            before = len(across) - 1
-            for number in range(before):
-                dft_pass(kernel, across, number, horizontal, row.load if number else enter, row.store)
-            load, store = (row.load, row.store) if before else (enter, leave)
+            load, store = (row.load, row.store) if before else ends(group, row)
+            rows_forward(group, row, before)
             with kernel.either(size("spectra") > 0) as (written, used):
                 with written, kernel.loop(0, wide, last) as place:
                     for r, value in enumerate(dft([load(place, r) for r in range(last)])):
@@ -231,14 +256,34 @@ def fourier_tiles(
                         values = [value * other.load(place, r) for r, value in enumerate(values)]
                         for r, value in enumerate(dft(values, inverse=True)):
                             store(place, r, value)
-                    for number in reversed(range(before)):
-                        put = row.store if number else leave
-                        dft_pass(kernel, across, number, horizontal, row.load, put, inverse=True)
+                    rows_inverse(group, row, before)
 
-    def write(tiles: list[dict[str, Int]], channel: Int, pair: Int) -> None:
+    def keep_spectrum(spectrum: Int, work: Array) -> None:
+        """What a channel's rows are now becomes a spectrum."""
+        factor = scale.splat()
+        with kernel.loop(high // lanes) as group, kernel.loop(wide) as place:
+            value = Column(work[group]).load(place, 0)
+            spectrum_like("h", spectrum, group).store(place, 0, value.conjugate() * factor)
+
+    def sum_and_back(spectrum: Int, work: Array) -> None:
+        """The rows of one result: the sum over the channels, transformed back."""
+        some = math.gcd(wide, SUMMED)
+        with kernel.loop(high // lanes) as group:
+            row = Column(work[group])
+            with kernel.loop(0, wide, some) as place:
+                total = kernel.variables(some, 2)
+                with kernel.loop(size("channels")) as channel:
+                    own = spectrum_like("h", spectrum + channel * shape.spectrum, group)
+                    for r in range(some):
+                        value = Column(works[channel, group]).load(place, r) * own.load(place, r)
+                        total[r, 0], total[r, 1] = total[r, 0] + value.re, total[r, 1] + value.im
+                for r in range(some):
+                    row.store(place, r, Complex(total[r, 0], total[r, 1]))
+            rows_inverse(group, row, len(across))
+
+    def write(tiles: list[dict[str, Int]], channel: Int, result: Int | int, work: Array, odd: Variables) -> None:
         """Columns back, and the valid part of the tiles to y."""
-        added, zero = kernel.array("bias", 1)[channel].splat(), kernel.splat(0)
-        odd = kernel.variables(1)
+        added, zero = kernel.array("bias", 1)[channel + result].splat(), kernel.splat(0)
 
         def put(given: Place, target: Place, mask: Mask | None = None) -> None:
             total = given.load() + added
@@ -248,9 +293,9 @@ def fourier_tiles(
         widest = kernel.maximum(tiles[0]["wide"], tiles[1]["wide"])
         with kernel.loop(0, widest, shape.chunk) as chunk:
             with kernel.loop(0, kernel.minimum(widest - chunk, shape.chunk), lanes) as first:
-                columns_inverse(chunk, first)
+                columns_inverse(chunk, first, work)
             for part, tile in enumerate(tiles):
-                y = kernel.array("y", size("y_row"), 1).moved(tile["y"] + chunk)
+                y = kernel.array("y", size("y_row"), 1).moved(tile["y"] + result * size("y_channel") + chunk)
                 count = kernel.number(kernel.minimum(tile["wide"] - chunk, shape.chunk))
                 whole = kernel.number(kernel.maximum(count, 0)) // lanes * lanes
                 mask = kernel.mask(count - whole)
@@ -259,16 +304,35 @@ def fourier_tiles(
                         put(image[part, i, j], y[i, j])
                     with kernel.when(whole < count):
                         put(image[part, i, whole], y[i, whole], mask)
-        kernel.array("odd", lanes, 1)[pair, 0].store(odd[0])
+
+    def forward(tiles: list[dict[str, Int]], channel: Int | int, work: Array) -> None:
+        """What both tiles show of a channel, and the transforms of its columns."""
+        with kernel.loop(0, wide, shape.chunk) as chunk:
+            for part, tile in enumerate(tiles):
+                fill(tile, channel, part, chunk)
+            columns_forward(chunk, work)
 
     with kernel.loop(size("first"), size("last")) as pair:
         told = {name: pairs[pair * len(PAIR) + i] for i, name in enumerate(PAIR)}
         tiles = [{name: told[f"{name}{part}"] for name in TILE} for part in range(2)]
-        with kernel.loop(0, wide, shape.chunk) as chunk:
-            for part, tile in enumerate(tiles):
-                fill(tile, part, chunk)
-            columns_forward(chunk)
-        through_rows(told["spectrum"])
+        odd = kernel.variables(1)
+        if not summed:
+            forward(tiles, 0, works[0])
+            through_rows(told["spectrum"], works[0])
+            with kernel.when(size("spectra").equals(0)):
+                write(tiles, told["channel"], 0, works[0], odd)
+        else:
+            channels = size("channels")
+            with kernel.loop(channels) as channel:
+                forward(tiles, channel, works[channel])
+                with kernel.loop(high // lanes) as group:
+                    rows_forward(group, Column(works[channel, group]), len(across))
+            with kernel.either(size("spectra") > 0) as (written, used):
+                with written:
+                    keep_spectrum(told["spectrum"], works[0])
+                with used, kernel.loop(size("results")) as result:
+                    sum_and_back(told["spectrum"] + result * channels * shape.spectrum, works[channels])
+                    write(tiles, told["channel"], result, works[channels], odd)
         with kernel.when(size("spectra").equals(0)):
-            write(tiles, told["channel"], pair)
+            kernel.array("odd", lanes, 1)[pair, 0].store(odd[0])
     return kernel

@@ -87,9 +87,9 @@ def normalised(target: Target, *, dtype: str) -> Kernel:
             carried[0] = zero
             with kernel.loop(0, across, lanes) as back:
                 place = across - lanes - back
-                ends = line[block + place].load().running(backwards=True) + carried[0]
-                rest[place + lanes].store(ends)
-                carried[0] = ends.lane(0)
+                ends = line[block + place].load().running(backwards=True)
+                rest[place + lanes].store(ends + carried[0])
+                carried[0] = carried[0] + ends.lane(0)
             carried[0] = zero
             following = line.moved(block + across)
             for place, mask in kernel.vectors(0, kernel.minimum(across, count - block)):
