@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
+from wherever.engine import packed
 from wherever.engine.algorithms.ordered import OrderedPrepared
 from wherever.engine.algorithms.separable import Axis, Passes
 from wherever.engine.kernels.compile import unavailable
@@ -729,7 +730,7 @@ def _sum_windows(x: Array, w: Array, before: list[int], boundary: Boundary, resu
         if how == "ordered":
             OrderedPrepared(problem, operand, _EPSILON).run(x.reshape(problem.x_shape), out, get_threads())
         else:
-            prepared = choose(problem, precision=how).prepare(operand)
+            prepared = packed.prepared(choose(problem, precision=how, prepared=False), operand)
             prepared.run(x.reshape(problem.x_shape), out, get_threads())
         return out.reshape(result.shape)
 

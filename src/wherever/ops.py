@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from wherever.engine import packed
 from wherever.engine.algorithms import Prepared
 from wherever.engine.plan import Choice, choose
 from wherever.engine.run import get_threads
@@ -104,6 +105,11 @@ def conv(
     See Also
     --------
     plan : the same with shapes first, to see the choice of algorithm and to prepare weights once.
+
+    Notes
+    -----
+    What the latest calls prepared of their weights is kept (32 MiB at most) and used again by calls with the same
+    weights, which are compared byte for byte.
 
     Examples
     --------
@@ -568,6 +574,7 @@ def plan(
     threads: int | None = None,
     precision: str = "fast",
     measure: bool = False,
+    prepared: bool = True,
 ) -> Plan:
     """Plan a convolution of known shapes.
 
@@ -586,6 +593,9 @@ def plan(
     measure : bool
         Time the candidates instead of estimating, and remember the times for this processor, in the user's cache:
         later plans (and calls) of the same problem, precision and threads use them.
+    prepared : bool
+        Whether weights are prepared once, for any number of calls. False: preparing them counts, as it does for `conv`,
+        which computes the same, to the last bit, as ``plan(..., prepared=False).prepare(w, bias)(x)``.
 
     Returns
     -------
@@ -605,7 +615,7 @@ def plan(
     if threads is not None:
         threads = integer("threads", threads, minimum=1)
     problem, squeezed = _forward(x_shape, w_shape, dtype, stride, padding, dilation, groups, boundary, layout)
-    choice = choose(problem, precision=precision, measure=measure, threads=threads)
+    choice = choose(problem, precision=precision, measure=measure, threads=threads, prepared=prepared)
     return Plan(problem, choice, threads, squeezed)
 
 
@@ -654,12 +664,13 @@ def _plain_numbers(argument: object) -> bool:
 def _execute(
     problem: ConvProblem, source: Array, operand: Array, bias: Array | None, out: Array | None, squeezed: bool
 ) -> Array:
-    """Choose, prepare and run."""
+    """Choose, prepare (or find what the latest calls prepared) and run."""
     shape = problem.result_shape
     if squeezed and problem.direction != "weight_gradient":
         shape = shape[1:]
-    prepared = choose(problem).prepare(operand, bias)
-    return _run(prepared, problem, source, out, shape, get_threads(), squeezed)
+    threads = get_threads()
+    prepared = packed.prepared(choose(problem, threads=threads, prepared=False), operand, bias)
+    return _run(prepared, problem, source, out, shape, threads, squeezed)
 
 
 def _run(

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.signal
 
+from wherever.engine import packed
 from wherever.engine.plan import choose
 from wherever.engine.run import get_threads
 from wherever.problem import Array, Boundary, ConvProblem
@@ -279,7 +280,8 @@ def _run(
         boundary=boundary,
     )
     y = np.empty(problem.y_shape, problem.dtype)
-    choose(problem, precision=precision).prepare(w.astype(problem.dtype, copy=False)).run(x, y, get_threads())
+    choice = choose(problem, precision=precision, prepared=False)
+    packed.prepared(choice, w.astype(problem.dtype, copy=False)).run(x, y, get_threads())
     return y
 
 
