@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -31,7 +32,7 @@ _TURNED_BYTES = 1 << 21  # of the input, or of the result, where its channels li
 _SMALL_BYTES = 1 << 17  # of an image that is copied whole rather than in place but for its borders
 _SCRATCH_BYTES = 1 << 16  # of the copies of one part that are kept for the next call
 _WIDEST_RUN = 64  # channels below which a row of the kernel is summed as one run
-_WAYS, _WAY_BYTES = 7, 4096  # of the first cache: so many lines at a multiple of these bytes find room in it
+_WAYS, _WAY_BYTES, _LINE_BYTES = 7, 4096, 64  # of the first cache: so many lines a multiple of a way apart find room
 
 
 class Direct(Algorithm):
@@ -46,9 +47,10 @@ class Direct(Algorithm):
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """The multiply-adds of whole tiles, and the copies of what has its channels first or looks over a border."""
-        problem = thinned(as_forward(problem))
+        problem = as_forward(problem)
         size = working_dtype(problem.dtype).itemsize
         tile = self.tile(problem)
+        problem = thinned(problem)
         sums = tile.cost * host().lanes(working_dtype(problem.dtype).name) * size / 4 / machine.multiply_adds
         read = problem.batch * math.prod(problem.size) * problem.in_channels
         written = problem.batch * math.prod(problem.output) * problem.out_channels
@@ -111,55 +113,104 @@ def _thin(problem: ConvProblem) -> list[bool]:
 
 @dataclass(frozen=True)
 class Tile:
-    """A register tile: rows of places times vectors of output channels; and what it costs to sum all places by it."""
+    """A register tile: rows of places times vectors of output channels.
+
+    Attributes
+    ----------
+    cost : float
+        Of summing all places by it, in multiply-adds of the machine's widest vectors.
+    down, across : int
+        Rows of places, and places of a row.
+    vectors, lanes : int
+        Vectors of output channels, and how many numbers each has.
+    """
 
     cost: float
     down: int
     across: int
     vectors: int
+    lanes: int
 
 
 @functools.lru_cache(maxsize=4096)
-def _best_tile(counts: tuple[int, ...], outputs: int, terms: int, lanes: int, vectors: int | None) -> Tile:
-    """The tile that wastes least on places of these counts, in vectors that are multiplied.
+def _best_tile(
+    counts: tuple[int, ...],
+    outputs: int,
+    terms: int,
+    dtype: str,
+    pitches: tuple[int, int],
+    copy: float = math.inf,
+    fixed: tuple[int, int] | None = None,
+) -> Tile:
+    """The tile that costs least on places of these counts.
 
     Sums, the vectors of weights and one number of x must fit the registers together. Few sums wait for each other; each
     tile has to be begun and stored; x that is read, and y that is written, in several passes moves between caches.
+    Places that crowd the cache are copied, or are slow.
+
+    Parameters
+    ----------
+    pitches : (int, int)
+        Bytes from one row to the next, and from one place to the next.
+    copy : float
+        What a copy of all places costs.
+    fixed : (int, int), optional
+        Vectors and lanes, where they have been decided.
     """
     rows, columns = (1, 1, *counts)[-2:]
     others = math.prod(counts[:-2])
-    registers, wide = host().registers, -(-outputs // lanes)
+    target = host()
+    full = target.lanes(dtype)
     tiles = []
-    for v in [vectors] if vectors else range(1, min(wide, 6) + 1):
-        most = max(1, (registers - 1) // v - 1)
+    for v, lanes in [fixed] if fixed else _shapes(outputs, full, full * 16 // target.vector_bytes):
+        most = max(1, (target.registers - 1) // v - 1)
         across = -(-columns // -(-columns // most))
         down = 1
         if across == columns and rows > 1:
             down = max(1, most // columns)
             down = -(-rows // -(-rows // down))
+        width = 0.65 if target.halves and lanes < full else 1.0
         for height in {1, down}:
             places = height * across
-            passes = -(-wide // v)
+            passes = -(-outputs // (lanes * v))
             number = others * -(-rows // height) * -(-columns // across) * passes
             again = 8 * places if passes > 1 else 0
-            cost = number * (max(places * v, places + v, 8) * terms + 2 * places * v + 30 + again)
-            tiles.append(Tile(cost, height, across, v))
+            cost = number * (width * (max(places * v, places + v, 8) * terms + 2 * places * v) + 30 + again)
+            lines = _lines_of_a_set(*pitches, height, across)
+            cost += min(copy, cost / 2) if lines > _WAYS else 0.05 * cost * (lines > _WAYS // 2)
+            tiles.append(Tile(cost, height, across, v, lanes))
     return min(tiles, key=lambda tile: (tile.cost, tile.down * tile.across))
+
+
+def _shapes(outputs: int, full: int, fewest: int) -> Iterator[tuple[int, int]]:
+    """(vectors, lanes) that may hold so many output channels: vectors of half the width too, and of less for a few."""
+    lanes = full
+    while lanes >= fewest:
+        if lanes >= full // 2 or outputs <= lanes:
+            for vectors in range(1, min(-(-outputs // lanes), 6) + 1):
+                yield vectors, lanes
+        lanes //= 2
 
 
 def _tile(problem: ConvProblem) -> Tile:
     """The tile for all places of a problem, as if they lay in one image."""
-    counts = tuple(n for n in problem.output if n > 1)
-    if problem.taps == 1:
+    p, dtype = problem, working_dtype(problem.dtype)
+    counts = tuple(n for n in p.output if n > 1)
+    if p.taps == 1 and set(p.stride) == {1}:
         counts = (math.prod(counts),)
-    lanes = host().lanes(working_dtype(problem.dtype).name)
-    tile = _best_tile(counts, problem.group_out, problem.group_in * problem.taps, lanes, None)
-    return dataclasses.replace(tile, cost=tile.cost * problem.batch * problem.groups)
+    pixel = p.in_channels * dtype.itemsize
+    row = pixel * p.size[-1] * p.stride[-2] if p.spatial > 1 else 0
+    copy = 10 * math.prod(p.size) * p.group_in / host().lanes(dtype.name)
+    pitches = row, pixel * p.stride[-1]
+    tile = _best_tile(counts, p.group_out, p.group_in * p.taps, dtype.name, pitches, copy)
+    return dataclasses.replace(tile, cost=tile.cost * p.batch * p.groups)
 
 
-def _crowded(pitch: int, places: int) -> bool:
-    """Whether so many lines, so many bytes apart, fall into the same few sets of the first cache."""
-    return places * math.gcd(pitch, _WAY_BYTES) > _WAYS * _WAY_BYTES
+@functools.lru_cache(maxsize=4096)
+def _lines_of_a_set(row: int, step: int, down: int, across: int) -> int:
+    """How many lines of a tile with these pitches, in bytes, fall into one set of the first cache, at most."""
+    lines = {(i * row + j * step) // _LINE_BYTES for i in range(down) for j in range(across)}
+    return max(collections.Counter(line % (_WAY_BYTES // _LINE_BYTES) for line in lines).values())
 
 
 def _chunk(taps: int, channels: int, terms: int) -> tuple[int, int]:
@@ -178,8 +229,7 @@ class DirectPrepared:
         steps = (s if thin else 1 for s, thin in zip(problem.stride, _thin(problem), strict=True))
         self.seen = last_axes(slice(None, None, step) for step in steps)
         self.dtype: np.dtype[Any] = working_dtype(p.dtype)
-        self.lanes = host().lanes(self.dtype.name)
-        self.arrange()
+        self.arrange(problem)
         self.weight = self.packed(operand)
         # Weights that the cache does not hold are asked for ahead of their use, and used for as many tiles as possible.
         streamed = self.weight.nbytes > Machine().cache // 2
@@ -195,11 +245,11 @@ class DirectPrepared:
 
     # What another kernel does in another way.
 
-    def arrange(self) -> None:
+    def arrange(self, given: ConvProblem) -> None:
         """Decide what a kernel sums at a time, and in which order."""
         p = self.problem
-        self.tile = _tile(p)
-        self.width = self.tile.vectors * self.lanes  # of a block of output channels
+        self.tile = _tile(given)
+        self.width = self.tile.vectors * self.tile.lanes  # of a block of output channels
         self.groups, self.outputs = p.groups, p.group_out  # groups of outputs that follow each other
         self.blocks = -(-p.group_out // self.width)
         # Where few channels lie side by side, what is summed in one run is a row of the kernel.
@@ -208,10 +258,10 @@ class DirectPrepared:
         self.run_length = p.taps * p.group_in // math.prod(self.taps)
         self.chunk = _chunk(math.prod(self.taps), self.run_length, CHUNK[self.dtype.name])
 
-    def tile_of(self, counts: tuple[int, ...]) -> Tile:
-        """The register tile for places of these counts."""
-        p = self.problem
-        return _best_tile(counts, p.group_out, p.group_in * p.taps, self.lanes, self.tile.vectors)
+    def tile_of(self, counts: tuple[int, ...], pitches: tuple[int, int]) -> Tile:
+        """The register tile for places of these counts, with these pitches in bytes."""
+        p, fixed = self.problem, (self.tile.vectors, self.tile.lanes)
+        return _best_tile(counts, p.group_out, p.group_in * p.taps, self.dtype.name, pitches, fixed=fixed)
 
     def offsets(self, spacing: tuple[int, ...], pitches: tuple[int, ...]) -> npt.NDArray[np.int64]:
         """How far away each tap looks."""
@@ -227,6 +277,7 @@ class DirectPrepared:
             down=tile.down,
             across=tile.across,
             vectors=tile.vectors,
+            lanes=tile.lanes,
             ahead=self.ahead,
         )
 
@@ -303,12 +354,18 @@ class DirectPrepared:
             for n, stride in zip((a.shape[0], *counts), (a.strides[0], *a.strides[2:]), strict=True)
         )
 
+    def crowded(self, pitches: tuple[int, ...], tile: Tile) -> bool:
+        """Whether places with these pitches, in numbers, fall into the same few sets of the first cache."""
+        apart = [pitch * s * self.dtype.itemsize for pitch, s in zip(pitches, self.problem.stride, strict=True)]
+        row, step = (0, *apart)[-2:]
+        return _lines_of_a_set(row, step, tile.down, tile.across) > _WAYS
+
     def _within_reach(self, x: tuple[int, ...]) -> bool:
         """Whether the places of x lie in memory as the kernel wants them."""
         p = self.problem
         if p.size[-1] == 1:
             return not self.joined
-        if _crowded(x[-1] * p.stride[-1] * self.dtype.itemsize, self.tile.across):
+        if self.crowded(x[1:], self.tile):
             return False
         return x[-1] == p.in_channels if self.joined else 0 < x[-1] <= 8 * p.in_channels
 
@@ -431,9 +488,10 @@ class _Part:
             self.x_start = size * _position((block.images.start, *block.foot_start), x)
         else:
             self.foot_pixel = p.in_channels
-            if not prepared.joined and _crowded(p.in_channels * p.stride[-1] * size, prepared.tile.across):
-                self.foot_pixel += prepared.lanes
             x_pitches = _dense((self.images, *block.foot_shape), self.foot_pixel)
+            if not prepared.joined and prepared.crowded(x_pitches[1:], prepared.tile):
+                self.foot_pixel += _LINE_BYTES // size
+                x_pitches = _dense((self.images, *block.foot_shape), self.foot_pixel)
             self.foot = self.images * x_pitches[0]
             if x is not None:
                 self.gather = _Gather(prepared, block, x, self.foot_pixel)
@@ -450,7 +508,8 @@ class _Part:
         steps = (x_pitches[0], *(s * pitch for s, pitch in zip(p.stride, x_pitches[1:], strict=True)))
         counts = (self.images, *block.shape)
         axes = _joined(_Axis(*axis) for axis in zip(counts, steps, y_pitches, strict=True))
-        tile = prepared.tile_of(tuple(axis.count for axis in axes))
+        counts, (row, step) = tuple(axis.count for axis in axes), (0, 0, *(axis.x * size for axis in axes))[-2:]
+        tile = prepared.tile_of(counts, (row, step))
         axes = [_Axis(1, 0, 0)] * (2 - len(axes)) + axes
         lengths = (*(1 for _ in axes[2:]), tile.down, tile.across)
         self.x_tiles = _corners([(a.count, a.x) for a in axes], lengths)

@@ -85,25 +85,25 @@ def _best_tile(problem: ConvProblem, counts: tuple[int, ...], batch: int, run: i
             one = max(places * length + shuffle * seen + 0.5 * length, 8)
             number = others * -(-rows // height) * -(-columns // across)
             cost = number * (problem.taps // length * problem.group_in * one + 2 * places + 20)
-            tiles.append(Tile(cost, height, across, length))
+            tiles.append(Tile(cost, height, across, length, lanes))
     return min(tiles, key=lambda tile: (tile.cost, tile.down * tile.across))
 
 
 class GroupedPrepared(DirectPrepared):
     """Weights as (vectors of groups, runs of taps, channels, taps of a run, lanes)."""
 
-    def arrange(self) -> None:
+    def arrange(self, given: ConvProblem) -> None:
         """Groups side by side; a row of the kernel, or part of it, at a time."""
         p = self.problem
-        self.tile = Grouped().tile(p)
+        self.tile = Grouped().tile(given)
         self.side, self.run_length = _side(p), self.tile.vectors
-        self.width, self.blocks, self.joined = self.lanes, 1, False
+        self.width, self.blocks, self.joined = self.tile.lanes, 1, False
         self.groups, self.outputs = -(-p.groups // self.side), self.side * p.group_out
         self.taps = (*p.kernel[:-1], p.kernel[-1] // self.run_length)
         self.chunk = (max(1, CHUNK[self.dtype.name] // (self.run_length * p.group_in)), p.group_in)
 
-    def tile_of(self, counts: tuple[int, ...]) -> Tile:
-        """The register tile for places of these counts."""
+    def tile_of(self, counts: tuple[int, ...], pitches: tuple[int, int]) -> Tile:
+        """The register tile for places of these counts, with these pitches in bytes."""
         return _best_tile(self.problem, counts, 1, self.run_length)
 
     def offsets(self, spacing: tuple[int, ...], pitches: tuple[int, ...]) -> npt.NDArray[np.int64]:
@@ -133,7 +133,7 @@ class GroupedPrepared(DirectPrepared):
     def packed(self, operand: Array) -> Array:
         """The weights in the order in which the kernel reads them."""
         p, run = self.problem, self.run_length
-        packed = np.zeros((self.groups, p.taps // run, p.group_in, run, self.lanes), self.dtype)
+        packed = np.zeros((self.groups, p.taps // run, p.group_in, run, self.tile.lanes), self.dtype)
         given = operand.astype(self.dtype, copy=False).reshape(p.out_channels, p.group_in, p.taps // run, run)
         for vector in range(self.groups):
             some = given[vector * self.outputs : (vector + 1) * self.outputs]

@@ -74,6 +74,11 @@ class Target:
         """How many vector registers it has."""
         return 16 if self.triple.startswith(("x86_64", "i")) and self.vector_bytes < 64 else 32
 
+    @property
+    def halves(self) -> bool:
+        """Whether it works on its widest vectors in two halves, so that one of half the width costs half."""
+        return self.cpu == "znver4" and self.vector_bytes == 64
+
     def lanes(self, dtype: str) -> int:
         """Numbers of this type in one vector register."""
         return self.vector_bytes // BYTES[dtype]

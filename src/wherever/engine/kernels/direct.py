@@ -11,7 +11,7 @@ CHUNK = {"float32": 512, "float64": 256}  # terms that are summed in registers
 
 
 def direct(
-    target: Target, *, dtype: str, step: int, row: int, down: int, across: int, vectors: int, ahead: int
+    target: Target, *, dtype: str, step: int, row: int, down: int, across: int, vectors: int, lanes: int, ahead: int
 ) -> Kernel:
     """Write y[i, k] = bias[k] + sum over taps t and channels c of w[k, t, c] x[i, offset[t] + c].
 
@@ -30,6 +30,8 @@ def direct(
     down, across, vectors
         Register tile: rows of places times vectors of output channels. Sums, weights, and one number of x must fit
         the registers together.
+    lanes
+        Numbers in a vector, which may be shorter than the machine's.
     ahead
         Cache lines of the next block's weights that each step of a sum asks for: where the cache does not hold all.
 
@@ -39,7 +41,6 @@ def direct(
     groups; first and last block, and number of blocks of a group; output channels of a group; number of taps and of
     channels; how many taps and channels make a chunk; numbers of x from one group to the next; pitches of y.
     """
-    lanes = target.lanes(dtype)
     width = vectors * lanes
     sizes = ["tile", "tiles", "together", "groups", "first", "last", "blocks", "outputs", "taps", "channels"]
     sizes += ["chunk_taps", "chunk_channels", "x_group", "y_row", "y_place"]
