@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wherever.engine.copies import assign
-from wherever.engine.kernels.compile import compiled, host, unavailable
+from wherever.engine.kernels.compile import compiled, unavailable
 from wherever.engine.kernels.windows import normalised
 from wherever.engine.run import for_each, fresh, get_threads, workspace
 from wherever.ops import conv
@@ -19,8 +19,8 @@ _SAMPLED = 16  # rows that tell about where the means are
 _LEAST = 1e-15  # of the largest number of an image, or 1 / that, that needs no scale
 _ROUNDED = 64  # places that rows of planes are multiples of: groups of vectors of any machine
 _BLOCK = 1 << 16  # numbers that are centred at once
-_TILE = 512  # columns of windows that are summed at once, or as many as a window has
-_STRIP = 32  # rows
+_TILE = 1024  # columns of windows that are summed at once, or as many as a window has
+_STRIP = 16  # rows
 
 Padding = list[tuple[int, int]]
 
@@ -190,11 +190,11 @@ def _normalise(scores: NDArray[Any], planes: NDArray[Any], size: tuple[int, int]
         scores[flat] = 0
         np.clip(scores, -1, 1, out=scores)
         return
-    kernel, lanes, (high, wide) = compiled(normalised, dtype=planes.dtype.name), host().lanes("float64"), size
+    kernel, (high, wide) = compiled(normalised, dtype=planes.dtype.name), size
     columns = min(max(_TILE, -(-wide // _ROUNDED) * _ROUNDED), -(-scores.shape[1] // _ROUNDED) * _ROUNDED)
-    pitch = columns + -(-wide // _ROUNDED) * _ROUNDED + 2 * lanes
+    pitch = columns + -(-wide // _ROUNDED) * _ROUNDED + _ROUNDED
     strip = max(1, min(high, _STRIP, _STRIP * 2 * _TILE // pitch))
-    counts = [strip * pitch, strip * pitch, strip * columns, wide + 4 * lanes]
+    counts = [strip * pitch, strip * pitch, strip * columns, pitch]
     distances = [a // planes.itemsize for a in (scores.strides[0], *planes.strides[:2])]
 
     def some(part: tuple[int, int]) -> None:

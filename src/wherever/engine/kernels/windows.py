@@ -29,10 +29,10 @@ def normalised(target: Target, *, dtype: str) -> Kernel:
 
     The arrays: x (rows, channels, columns), readable and finite up to a multiple of `GROUP` vectors of float64 a row;
     z; numbers: 1 / n, and the part of a sum of squares that is taken for nothing; down and squares, for strip rows
-    of ``pitch``, and lengths, for strip * wide numbers; rest, for a window's width and four vectors. The sizes: first
-    and last row and number of columns of z; channels; height and width of windows, which is not below ``strip``; rows
-    of a strip; columns of one (``wide``: a multiple of `GROUP` vectors); ``pitch``: wide + width, so rounded up, and
-    two vectors; distances of rows of z, of rows and of channels of x.
+    of ``pitch``, lengths, for strip * wide numbers, and rest, for one row. The sizes: first and last row and number of
+    columns of z; channels; height and width of windows; rows of a strip, no more than that height; columns of one
+    (``wide``: a multiple of `GROUP` vectors); ``pitch``: wide + width, so rounded up, and `GROUP` vectors; distances
+    of rows of z, of rows and of channels of x.
     """
     lanes = target.lanes("float64")
     sizes = ["first", "last", "columns", "channels", "high", "across", "strip", "wide", "pitch"]
@@ -43,7 +43,7 @@ def normalised(target: Target, *, dtype: str) -> Kernel:
     z_row, x_row, x_channel = (kernel.size(name) for name in distances)
     x = kernel.array("x", x_row, x_channel, 1, dtype=dtype)
     z = kernel.array("z", z_row, 1, dtype=dtype)
-    down, squares = (kernel.array(name, pitch, 1).moved(lanes) for name in ("down", "squares"))
+    down, squares = (kernel.array(name, pitch, 1) for name in ("down", "squares"))
     lengths, rest, numbers = kernel.array("lengths", wide, 1), kernel.array("rest", 1), kernel.array("numbers", 1)
     share, nothing = numbers[0].splat(), numbers[1].splat()
     zero, one = kernel.splat(0), kernel.splat(1)
@@ -81,21 +81,45 @@ def normalised(target: Target, *, dtype: str) -> Kernel:
                         place.store(place.load() + total[part, k])
 
     def sum_across(line: Array, count: Int, put: Callable[[Int, Vector, Mask | None], None]) -> None:
-        """Sums of ``across`` neighbours of a line, from each of the first ``count`` places on."""
-        carried = kernel.variables(1)
-        with kernel.loop(0, count, across) as block:
-            carried[0] = zero
-            with kernel.loop(0, across, lanes) as back:
-                place = across - lanes - back
-                ends = line[block + place].load().running(backwards=True)
-                rest[place + lanes].store(ends + carried[0])
-                carried[0] = carried[0] + ends.lane(0)
-            carried[0] = zero
-            following = line.moved(block + across)
-            for place, mask in kernel.vectors(0, kernel.minimum(across, count - block)):
-                begins = following[place].load().running()
-                put(block + place, rest[place + lanes].load() + (begins.moved(1) + carried[0]), mask)
-                carried[0] = carried[0] + begins.lane(lanes - 1)
+        """Sums of ``across`` neighbours of a line, from each of the first ``count`` places on, the last ones first.
+
+        First of places a vector apart, where no lane meets another; then of as many neighbours as there are lanes.
+        """
+        whole, last = (kernel.number(n // lanes * lanes) for n in (across, count - 1))
+        stop = last + 2 * lanes
+        total = kernel.variables(1)
+        with kernel.when(whole.equals(0)), kernel.loop(0, stop, lanes) as place:
+            rest[place].store(zero)
+        with kernel.loop(0, stop, kernel.maximum(whole, lanes)) as block:
+            total[0] = zero
+            with kernel.loop(0, whole, lanes) as back:
+                place = block + whole - lanes - back
+                total[0] = total[0] + line[place].load()
+                rest[place].store(total[0])
+            total[0] = zero
+            with kernel.loop(0, kernel.minimum(whole, stop - block), lanes) as i:
+                place = block + i
+                rest[place].store(rest[place].load() + total[0])
+                total[0] = total[0] + line[place + whole].load()
+        steps = [1 << i for i in range(lanes.bit_length() - 1)]
+        following = kernel.variables(len(steps))  # of the vector behind: sums of 1, 2, 4, ... neighbours
+
+        def neighbours(place: Int) -> Vector:
+            """The sums from the places of a vector on."""
+            sums = rest[place].load()
+            for number, step in enumerate(steps):
+                behind, following[number] = following[number], sums
+                sums = sums + sums.shuffled(behind, range(step, step + lanes))
+            total[0] = sums
+            with kernel.loop(whole, across) as more:
+                total[0] = total[0] + line[place + more].load()
+            return total[0]
+
+        neighbours(last + lanes)
+        put(last, neighbours(last), kernel.mask(count - last))
+        with kernel.loop(0, last, lanes) as back:
+            place = last - lanes - back
+            put(place, neighbours(place), None)
 
     with kernel.loop(first, last, strip) as row:
         rows = kernel.minimum(strip, last - row)
