@@ -25,10 +25,7 @@ def assign(target: Array, source: Array) -> None:
     """
     if source.shape != target.shape:
         source = np.broadcast_to(source, target.shape)
-    exchange = None
-    if target.dtype == source.dtype and target.flags.aligned and source.flags.aligned:
-        exchange = _exchange(target.dtype, target.shape, target.strides, source.strides)
-    if exchange is not None:
+    if (exchange := exchanging(target, source)) is not None:
         exchange(source.ctypes.data, target.ctypes.data)
         return
     if min(source.strides, default=0) < 0:  # what the source shows backwards is copied backwards
@@ -36,6 +33,13 @@ def assign(target: Array, source: Array) -> None:
         target, source = target[turned], source[turned]
     with np.errstate(all="ignore"):  # a number too large for the target's type becomes infinite: data, no error
         target[...] = source
+
+
+def exchanging(target: Array, source: Array) -> Exchange | None:
+    """The copy from ``source`` to ``target``, of one shape, if it exchanges rows and columns: for arrays like these."""
+    if target.dtype != source.dtype or not (target.flags.aligned and source.flags.aligned):
+        return None
+    return _exchange(target.dtype, target.shape, target.strides, source.strides)
 
 
 def readable(a: Array, dtype: np.dtype[Any], axis: int) -> bool:
@@ -59,7 +63,7 @@ class _Axis:
     source: int
 
 
-class _Exchange:
+class Exchange:
     """A copy whose rows and columns change places: what can be known of it beforehand, but where the arrays are."""
 
     def __init__(self, dtype: np.dtype[Any], outer: _Axis, inner: _Axis, others: Sequence[_Axis], start: _Axis) -> None:
@@ -88,7 +92,7 @@ class _Exchange:
 @functools.lru_cache(maxsize=1024)
 def _exchange(
     dtype: np.dtype[Any], shape: tuple[int, ...], targets: tuple[int, ...], sources: tuple[int, ...]
-) -> _Exchange | None:
+) -> Exchange | None:
     """The copy between aligned arrays of one type, of this shape and these strides, if the kernel should do it."""
     if dtype.char not in "fd" or not dtype.isnative or any(stride % dtype.itemsize for stride in targets + sources):
         return None
@@ -104,7 +108,7 @@ def _exchange(
         return None
     if unavailable() is not None:
         return None
-    return _Exchange(dtype, outer, inner, [axis for axis in axes if axis is not inner and axis is not outer], start)
+    return Exchange(dtype, outer, inner, [axis for axis in axes if axis is not inner and axis is not outer], start)
 
 
 def _joined(axes: Sequence[_Axis]) -> list[_Axis]:

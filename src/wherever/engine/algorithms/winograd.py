@@ -16,8 +16,8 @@ from wherever.engine.algorithms.blockwise import channels_first, per_channel, st
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
-from wherever.engine.blocks import Block, fill_footprint, footprint, gather, grid, places
-from wherever.engine.copies import assign
+from wherever.engine.blocks import Block, footprint, gather, grid, places
+from wherever.engine.copies import assign, exchanging
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.cook_toom import MOST_POINTS
 from wherever.engine.kernels.winograd import OUTSIDE, winograd, winograd_weights
@@ -30,6 +30,7 @@ _MOST_POINTS = {"f": {1: MOST_POINTS, 2: 6, 3: 6}, "d": {1: 6, 2: 6, 3: 6}}
 _MOST_OF_ALL = {1: MOST_POINTS, 2: 36, 3: 144}  # of all dimensions together
 _STREAMED_TILES = 28  # at least so many tiles share one reading of the transformed weights
 _PART_BYTES = 2 << 20  # of the input of one part: what is read, and then cut into tiles
+_TURNED_BYTES = 1 << 19  # of the input and the result of one part, where both have their channels first
 
 
 class Winograd(Algorithm):
@@ -176,22 +177,38 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     def foot(counts: list[int]) -> int:
         return math.prod(footprint(problem, tuple(c * m for c, m in zip(counts, steps, strict=True)), problem.dilation))
 
-    counts, most = list(along), _PART_BYTES // (problem.in_channels * size)
+    # As many tiles together as the cache holds; more where the weights do not fit and are read again for each of them.
+    wanted = max(1, int(0.6 * machine.cache / tile_bytes))
+    streamed = weights * size > machine.cache / 2
+    if streamed:
+        wanted = max(wanted, _STREAMED_TILES * (1 if weights * size < 16 * machine.cache else 2))
+
+    def too_large(counts: list[int]) -> bool:
+        if foot(counts) * problem.in_channels * size > _PART_BYTES:
+            return True
+        # Channels that lie first are turned: what was turned is used from the cache, and the weights for enough tiles.
+        return (
+            problem.layout == "channels_first" and math.prod(counts) > wanted and turned(counts) * size > _TURNED_BYTES
+        )
+
+    def turned(counts: list[int]) -> int:
+        outputs = math.prod(c * step for c, step in zip(counts, steps, strict=True))
+        return foot(counts) * problem.in_channels + outputs * problem.out_channels
+
+    counts = list(along)
     for dim in range(problem.spatial):
-        while counts[dim] > 1 and foot(counts) > most:
+        while counts[dim] > 1 and too_large(counts):
             pieces = -(-along[dim] // counts[dim]) + 1
             counts[dim] = min(counts[dim] - 1, -(-along[dim] // pieces))
+    most = _PART_BYTES // (problem.in_channels * size)
+    if problem.layout == "channels_first":
+        most = min(most, foot(counts) * _TURNED_BYTES // (turned(counts) * size))
     images = max(1, min(problem.batch, most // foot(counts))) if counts == along else 1
     parts = -(-problem.batch // images) * math.prod(-(-n // c) for n, c in zip(along, counts, strict=True))
     shape = tuple(c * step for c, step in zip(counts, steps, strict=True))
     numbers = zip(shape, problem.output, tile, classes, strict=True)
     tiles = images * math.prod(_tiles_along(min(n, most), m, e) for n, most, m, e in numbers)
 
-    # As many tiles together as the cache holds; more where the weights do not fit and are read again for each of them.
-    wanted = max(1, int(0.6 * machine.cache / tile_bytes))
-    streamed = weights * size > machine.cache / 2
-    if streamed:
-        wanted = max(wanted, _STREAMED_TILES * (1 if weights * size < 16 * machine.cache else 2))
     rounds = -(-tiles // wanted)
     rows, vectors = _register_tile(-(-tiles // rounds), -(-problem.group_out // lanes))
     together = -(-tiles // rounds // rows) * rows if rounds > 1 else tiles
@@ -205,7 +222,7 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     reading = parts * rounds * problem.groups * weights / machine.stream if streamed else 0.0
     places = parts * tiles * math.prod(tile)
     moved = places * (1.5 * problem.in_channels + problem.out_channels) / machine.copy
-    seconds = (max(sums, reading) + transforms + moved) * size / 4 + parts * (20 + 5 * problem.groups) * machine.call
+    seconds = (max(sums, reading) + transforms + moved) * size / 4 + parts * (6 + 3 * problem.groups) * machine.call
     outputs = tiles * math.prod(tile) * problem.out_channels
     workspace = together * tile_bytes + (images * foot(counts) * problem.in_channels + outputs) * size
     return Tiling(tile, shape, images, together, rows, vectors, seconds, workspace)
@@ -237,20 +254,23 @@ class _Part:
             places(start, n, size, problem.boundary)
             for start, n, size in zip(block.foot_start, block.foot_shape, problem.size, strict=True)
         ]
-        self.in_place = [np.where(axis.x < 0, -1, shown[axis.x]) for axis, shown in zip(self.axes, seen, strict=True)]
+        self.seen = [np.where(axis.x < 0, -1, shown[axis.x]) for axis, shown in zip(self.axes, seen, strict=True)]
+        # What of x is copied, where its channels lie first: from the first place that is seen to the last.
+        there = [shown[shown >= 0] for shown in self.seen]
+        self.low = tuple(int(shown.min(initial=size)) for shown, size in zip(there, problem.size, strict=True))
+        self.region = tuple(int(shown.max(initial=-1)) + 1 for shown in there)
         self.tables: dict[tuple[Any, ...], tuple[npt.NDArray[np.int64], ...]] = {}
 
     def table(
-        self, in_place: bool, x_pitches: tuple[int, ...], y_pitches: tuple[int, ...]
+        self, low: tuple[int, ...], x_pitches: tuple[int, ...], y_pitches: tuple[int, ...]
     ) -> tuple[npt.NDArray[np.int64], ...]:
-        """The tables of the kernel: where tiles are in x (or in the gathered footprint) and y, with these pitches."""
-        key = (in_place, x_pitches, y_pitches)
+        """The tables of the kernel: where tiles are in x, from the place ``low`` on, and in y, with these pitches."""
+        key = (low, x_pitches, y_pitches)
         if key not in self.tables:
             if len(self.tables) > 10:  # of ever other memory orders
                 self.tables.clear()
-            self.tables[key] = self._table(
-                self.in_place if in_place else [axis.x for axis in self.axes], x_pitches, y_pitches
-            )
+            shown = [np.where(seen < 0, -1, seen - first) for seen, first in zip(self.seen, low, strict=True)]
+            self.tables[key] = self._table(shown, x_pitches, y_pitches)
         return self.tables[key]
 
     def _table(
@@ -356,6 +376,7 @@ class WinogradPrepared:
             self.bias[:, : p.group_out] = bias.reshape(p.groups, p.group_out)
         self.filler = np.full(p.group_in, 0 if isinstance(p.boundary, str) else p.boundary, self.dtype)
         self.weight = self._transformed(operand)
+        self._work: dict[tuple[Any, ...], list[_Work]] = {}
         self.parts = [_Part(p, tiling.tile, block) for block in grid(p, tiling.shape, tiling.images, gapless=True)]
 
     @functools.cached_property
@@ -383,46 +404,19 @@ class WinogradPrepared:
 
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute into ``out``; see `Prepared.run`."""
-        source, result = channels_first(self.problem, source), channels_first(self.problem, out)
+        x, y = channels_first(self.problem, source), channels_first(self.problem, out)
+        key = (x.strides, y.strides, x.dtype, y.dtype, x.flags.aligned, y.flags.aligned, threads)
+        work = self._work.get(key)
         # Parts for the threads; if there are too few of them, threads share the tiles or the output channels of each.
         within = 1 if len(self.parts) >= 2 * threads else threads
-        run.for_each(lambda part: self._part(source, result, part, within), self.parts, threads if within == 1 else 1)
+        if work is None:
+            if len(self._work) > 10:  # of ever other memory orders
+                self._work.clear()
+            work = self._work[key] = [_Work(self, part, x, y, within) for part in self.parts]
+        begin = (x.ctypes.data, y.ctypes.data)
+        run.for_each(lambda part: part.run(x, y, begin, within), work, threads if within == 1 else 1)
 
-    def _part(self, source: Array, result: Array, part: _Part, threads: int) -> None:
-        p, block = self.problem, part.block
-        x, target = source[block.images], result[block.outputs]
-        y = target
-        x_pitches, y_pitches = self._pitches(x, p.in_channels), self._pitches(y, p.out_channels)
-        in_place = x_pitches is not None
-        if x_pitches is None:
-            x = self._buffer("footprint", part, block.foot_shape, p.in_channels)
-            fill_footprint(p, source[block.images], block, x)
-            x_pitches = self._pitches(x, p.in_channels)
-        if y_pitches is None:
-            y = self._buffer("outputs", part, block.shape, p.out_channels)
-            y_pitches = self._pitches(y, p.out_channels)
-        assert x_pitches is not None
-        assert y_pitches is not None
-        tables = part.table(in_place, x_pitches, y_pitches)
-        pitches = (*_spread(x_pitches[1:], _apart(p)), *_spread(y_pitches[1:], _classes(p)))
-        finite: list[bool] = []
-        run.for_each(
-            lambda share: finite.append(self._share(x.ctypes.data, y.ctypes.data, tables, pitches, *share)),
-            self._shares(part.count, threads),
-            threads,
-        )
-        if not all(finite):
-            sums = self.direct.forward_block(gather(p, source, block, self.dtype), block)
-            store(target, sums, per_channel(p, self.given_bias, self.dtype))
-        elif y is not target:
-            assign(target, y)
-
-    def _buffer(self, purpose: str, part: _Part, shape: tuple[int, ...], channels: int) -> Array:
-        """Memory for (images, channels, *shape) with the channels last."""
-        (flat,) = run.workspace(purpose, part.images * math.prod(shape) * channels, dtype=self.dtype)
-        return np.moveaxis(flat.reshape(part.images, *shape, channels), -1, 1)
-
-    def _shares(self, tiles: int, threads: int) -> list[tuple[range, range]]:
+    def shares(self, tiles: int, threads: int) -> list[tuple[range, range]]:
         """Ranges of tiles and of blocks of output channels: the tiles shared out, where there are enough; else both."""
         step = self.tiling.together
         rounds = -(-tiles // step)
@@ -434,38 +428,7 @@ class WinogradPrepared:
         cuts = [self.blocks * i // pieces for i in range(pieces + 1)]
         return [(range(tiles), range(a, b)) for a, b in itertools.pairwise(cuts)]
 
-    def _share(
-        self,
-        x: int,
-        y: int,
-        tables: tuple[npt.NDArray[np.int64], ...],
-        pitches: tuple[int, ...],
-        tiles: range,
-        blocks: range,
-    ) -> bool:
-        """Compute some tiles of some output channels; return whether all results are finite."""
-        p, size, tiling = self.problem, self.dtype.itemsize, self.tiling
-        held = -(-min(tiling.together, len(tiles)) // tiling.rows) * tiling.rows * self.points
-        edge = max(self.points * p.in_channels, math.prod(tiling.tile) * p.out_channels)
-        counts = (held * self.v_pixel, held * self.m_pixel, edge, self.lanes)
-        *scratch, odd = run.workspace("tiles", *counts, dtype=self.dtype)
-        span = (tiles.start, tiles.stop, tiling.together, blocks.start, blocks.stop, self.blocks)
-        sizes = np.array([*span, *pitches], np.int64)
-        fixed = [array.ctypes.data for array in (*scratch, odd, *tables, sizes)]
-        finite = True
-        for group in range(p.groups):
-            self.kernel(
-                x + group * p.group_in * size,
-                self.filler.ctypes.data,
-                self.weight.ctypes.data + group * self.panel * size,
-                self.bias.ctypes.data + group * self.bias.strides[0],
-                y + group * p.group_out * size,
-                *fixed,
-            )
-            finite = finite and not np.isnan(odd).any()
-        return finite
-
-    def _pitches(self, a: Array, channels: int) -> tuple[int, ...] | None:
+    def pitches(self, a: Array, channels: int) -> tuple[int, ...] | None:
         """Pitches of the images and dimensions of an array (n, channels, *S), if the kernel can work on it as it is."""
         size = self.dtype.itemsize
         images, channel, *places = a.strides
@@ -474,3 +437,133 @@ class WinogradPrepared:
         if (channel != size and channels > 1) or (places[-1] != channels * size and a.shape[-1] > 1):
             return None
         return (images // size, *(stride // size for stride in places))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the kernel is called with for a share of a part: sizes, where its workspaces begin, addresses of tables."""
+
+    sizes: npt.NDArray[np.int64]
+    scratch: tuple[int, ...]
+    addresses: tuple[int, ...]
+
+
+class _Work:
+    """A part, and everything that can be known of its computation for arrays of one memory order.
+
+    Where channels lie last, the kernel works on x and y themselves; else they are turned into memory, and back.
+
+    Parameters
+    ----------
+    x, y : array (N, channels, *S)
+        Arrays like those that will be given.
+    threads : int
+        That share the part.
+    """
+
+    def __init__(self, prepared: WinogradPrepared, part: _Part, x: Array, y: Array, threads: int) -> None:
+        p, block, size, tiling = prepared.problem, part.block, prepared.dtype.itemsize, prepared.tiling
+        self.prepared, self.part = prepared, part
+        x_pitches, y_pitches = prepared.pitches(x, p.in_channels), prepared.pitches(y, p.out_channels)
+        # Where, in bytes: the images of x, or what is seen of them; the outputs of y.
+        low = (0,) * p.spatial if x_pitches is not None else part.low
+        self.x_start = block.images.start * x.strides[0] + _position(low, x.strides[2:])
+        self.y_start = block.images.start * y.strides[0] + _position(block.start, y.strides[2:])
+        # What is copied: of both the place in memory, and how it gets there.
+        self.foot: tuple[int, ...] | None = None
+        self.result: tuple[int, ...] | None = None
+        self.seen = (block.images, slice(None), *(slice(a, max(a, b)) for a, b in zip(low, part.region, strict=True)))
+        self.turn_in = self.turn_out = None
+        numbers = 0
+        if x_pitches is None:
+            self.foot = (part.images, *x[self.seen].shape[2:], p.in_channels)
+            x_pitches, numbers = _dense(self.foot), -(-math.prod(self.foot) // prepared.lanes) * prepared.lanes
+            self.turn_in = exchanging(_channels_behind(np.empty(self.foot, prepared.dtype)), x[self.seen])
+        self.result_start = numbers
+        if y_pitches is None:
+            self.result = (part.images, *block.shape, p.out_channels)
+            y_pitches, numbers = _dense(self.result), numbers + math.prod(self.result)
+            self.turn_out = exchanging(y[block.outputs], _channels_behind(np.empty(self.result, prepared.dtype)))
+        self.copied = numbers
+
+        tables = part.table(low, x_pitches, y_pitches)
+        pitches = (*_spread(x_pitches[1:], _apart(p)), *_spread(y_pitches[1:], _classes(p)))
+        self.calls = []
+        for tiles, blocks in prepared.shares(part.count, threads):
+            span = (tiles.start, tiles.stop, tiling.together, blocks.start, blocks.stop, prepared.blocks)
+            sizes = np.array([*span, *pitches], np.int64)
+            held = -(-min(tiling.together, len(tiles)) // tiling.rows) * tiling.rows * prepared.points
+            edge = max(prepared.points * p.in_channels, math.prod(tiling.tile) * p.out_channels)
+            ends = np.cumsum(
+                [held * prepared.v_pixel, held * prepared.m_pixel, -(-edge // prepared.lanes) * prepared.lanes]
+            )
+            self.calls.append(_Call(sizes, (0, *ends.tolist()), tuple(array.ctypes.data for array in (*tables, sizes))))
+        self.tables = tables
+        constants = (prepared.filler.ctypes.data, prepared.weight.ctypes.data, prepared.bias.ctypes.data)
+        steps = (p.group_in * size, 0, prepared.panel * size, prepared.bias.strides[0], p.group_out * size)
+        self.groups = [
+            tuple(start + group * step for start, step in zip((0, *constants, 0), steps, strict=True))
+            for group in range(p.groups)
+        ]
+
+    def run(self, source: Array, result: Array, begin: tuple[int, int], threads: int) -> None:
+        """Compute the part of ``result``; both arrays, and where they begin."""
+        x, y = begin[0] + self.x_start, begin[1] + self.y_start
+        seen, target, block, size = x, y, self.part.block, self.prepared.dtype.itemsize
+        memory = None
+        if self.copied:
+            (memory,) = run.workspace("turned", self.copied, dtype=self.prepared.dtype)
+            address = memory.ctypes.data
+            if self.foot is not None:
+                seen = address
+            if self.result is not None:
+                target = address + self.result_start * size
+        if self.turn_in is not None:
+            self.turn_in(x, seen)
+        elif self.foot is not None:
+            assert memory is not None
+            foot = memory[: math.prod(self.foot)].reshape(self.foot)
+            assign(_channels_behind(foot), source[self.seen])
+        if len(self.calls) == 1:
+            finite = self._share(seen, target, self.calls[0])
+        else:
+            each: list[bool] = []
+            run.for_each(lambda call: each.append(self._share(seen, target, call)), self.calls, threads)
+            finite = all(each)
+        if not finite:
+            prepared = self.prepared
+            sums = prepared.direct.forward_block(gather(prepared.problem, source, block, prepared.dtype), block)
+            added = per_channel(prepared.problem, prepared.given_bias, prepared.dtype)
+            store(result[block.outputs], sums, added)
+        elif self.turn_out is not None:
+            self.turn_out(target, y)
+        elif self.result is not None:
+            assert memory is not None
+            values = memory[self.result_start : self.copied].reshape(self.result)
+            assign(result[block.outputs], _channels_behind(values))
+
+    def _share(self, x: int, y: int, call: _Call) -> bool:
+        """Compute some tiles of some output channels; return whether all results are finite."""
+        dtype, last = self.prepared.dtype, call.scratch[-1]
+        (memory,) = run.workspace("tiles", last + self.prepared.lanes, dtype=dtype)
+        address, odd = memory.ctypes.data, memory[last:]
+        fixed = (*(address + start * dtype.itemsize for start in call.scratch), *call.addresses)
+        finite = True
+        for in_x, filler, weight, bias, in_y in self.groups:
+            self.prepared.kernel(x + in_x, filler, weight, bias, y + in_y, *fixed)
+            finite = finite and bool(odd.dot(odd) == 0)  # zeros, or NaN
+        return finite
+
+
+def _channels_behind(a: Array) -> Array:
+    """An array (n, *S, channels) as (n, channels, *S)."""
+    return a.transpose(0, a.ndim - 1, *range(1, a.ndim - 1))
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Pitches of the images and dimensions of an array (n, *S, channels) without gaps."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape) - 1))
+
+
+def _position(index: tuple[int, ...], pitches: tuple[int, ...]) -> int:
+    return sum(i * pitch for i, pitch in zip(index, pitches, strict=True))
