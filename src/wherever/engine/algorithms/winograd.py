@@ -29,8 +29,7 @@ _TILES = (2, 3, 4, 6)  # outputs of a tile along one dimension that are consider
 _MOST_POINTS = {"f": {1: MOST_POINTS, 2: 6, 3: 6}, "d": {1: 6, 2: 6, 3: 6}}
 _MOST_OF_ALL = {1: MOST_POINTS, 2: 36, 3: 144}  # of all dimensions together
 _STREAMED_TILES = 28  # at least so many tiles share one reading of the transformed weights
-_PART_BYTES = 2 << 20  # of the input of one part: what is read, and then cut into tiles
-_TURNED_BYTES = 1 << 19  # of the input and the result of one part, where both have their channels first
+_PART_BYTES = 2 << 20  # of the input of one part, and of its result where both have their channels first
 
 
 class Winograd(Algorithm):
@@ -177,38 +176,27 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     def foot(counts: list[int]) -> int:
         return math.prod(footprint(problem, tuple(c * m for c, m in zip(counts, steps, strict=True)), problem.dilation))
 
-    # As many tiles together as the cache holds; more where the weights do not fit and are read again for each of them.
-    wanted = max(1, int(0.6 * machine.cache / tile_bytes))
-    streamed = weights * size > machine.cache / 2
-    if streamed:
-        wanted = max(wanted, _STREAMED_TILES * (1 if weights * size < 16 * machine.cache else 2))
+    def held(counts: list[int]) -> int:
+        """Numbers of a part that are read; where channels lie first, and are turned, also those that are written."""
+        outputs = math.prod(c * step for c, step in zip(counts, steps, strict=True)) * problem.out_channels
+        return foot(counts) * problem.in_channels + (outputs if problem.layout == "channels_first" else 0)
 
-    def too_large(counts: list[int]) -> bool:
-        if foot(counts) * problem.in_channels * size > _PART_BYTES:
-            return True
-        # Channels that lie first are turned: what was turned is used from the cache, and the weights for enough tiles.
-        return (
-            problem.layout == "channels_first" and math.prod(counts) > wanted and turned(counts) * size > _TURNED_BYTES
-        )
-
-    def turned(counts: list[int]) -> int:
-        outputs = math.prod(c * step for c, step in zip(counts, steps, strict=True))
-        return foot(counts) * problem.in_channels + outputs * problem.out_channels
-
-    counts = list(along)
+    counts, most = list(along), _PART_BYTES // size
     for dim in range(problem.spatial):
-        while counts[dim] > 1 and too_large(counts):
+        while counts[dim] > 1 and held(counts) > most:
             pieces = -(-along[dim] // counts[dim]) + 1
             counts[dim] = min(counts[dim] - 1, -(-along[dim] // pieces))
-    most = _PART_BYTES // (problem.in_channels * size)
-    if problem.layout == "channels_first":
-        most = min(most, foot(counts) * _TURNED_BYTES // (turned(counts) * size))
-    images = max(1, min(problem.batch, most // foot(counts))) if counts == along else 1
+    images = max(1, min(problem.batch, most // held(counts))) if counts == along else 1
     parts = -(-problem.batch // images) * math.prod(-(-n // c) for n, c in zip(along, counts, strict=True))
     shape = tuple(c * step for c, step in zip(counts, steps, strict=True))
     numbers = zip(shape, problem.output, tile, classes, strict=True)
     tiles = images * math.prod(_tiles_along(min(n, most), m, e) for n, most, m, e in numbers)
 
+    # As many tiles together as the cache holds; more where the weights do not fit and are read again for each of them.
+    wanted = max(1, int(0.6 * machine.cache / tile_bytes))
+    streamed = weights * size > machine.cache / 2
+    if streamed:
+        wanted = max(wanted, _STREAMED_TILES * (1 if weights * size < 16 * machine.cache else 2))
     rounds = -(-tiles // wanted)
     rows, vectors = _register_tile(-(-tiles // rounds), -(-problem.group_out // lanes))
     together = -(-tiles // rounds // rows) * rows if rounds > 1 else tiles
@@ -222,6 +210,8 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     reading = parts * rounds * problem.groups * weights / machine.stream if streamed else 0.0
     places = parts * tiles * math.prod(tile)
     moved = places * (1.5 * problem.in_channels + problem.out_channels) / machine.copy
+    if problem.layout == "channels_first":
+        moved += 2 * parts * images * held(counts) / machine.copy
     seconds = (max(sums, reading) + transforms + moved) * size / 4 + parts * (6 + 3 * problem.groups) * machine.call
     outputs = tiles * math.prod(tile) * problem.out_channels
     workspace = together * tile_bytes + (images * foot(counts) * problem.in_channels + outputs) * size

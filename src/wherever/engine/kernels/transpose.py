@@ -5,7 +5,7 @@ from __future__ import annotations
 from wherever.engine.kernels.compile import Target
 from wherever.engine.kernels.vector import Int, Kernel, Mask, transposed
 
-SQUARES = 4  # that are exchanged before the next columns
+SQUARES = 4  # below each other, that are exchanged before the next columns
 
 
 def transpose(target: Target, *, dtype: str) -> Kernel:
@@ -35,9 +35,11 @@ def transpose(target: Target, *, dtype: str) -> Kernel:
 
     high, wide = rows // lanes * lanes, columns // lanes * lanes
     with kernel.loop(count) as n:
-        # Some squares below each other, so that what is written, a line of the cache at a time, lies side by side.
-        with kernel.loop(0, high, SQUARES * lanes) as first:
-            stop = kernel.minimum(first + SQUARES * lanes, high)
+        # Along the rows of what lies further apart: x is read in few long rows, y written in few long columns.
+        along_x = kernel.size("x_row") > kernel.size("y_column")
+        step = kernel.where(along_x, lanes, SQUARES * lanes)
+        with kernel.loop(0, high, step) as first:
+            stop = kernel.minimum(first + step, high)
             with kernel.loop(0, wide, lanes) as j, kernel.loop(first, stop, lanes) as i:
                 square(n, i, j, True)
             with kernel.loop(wide, columns, lanes) as j, kernel.loop(first, stop, lanes) as i:
