@@ -176,10 +176,13 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     def foot(counts: list[int]) -> int:
         return math.prod(footprint(problem, tuple(c * m for c, m in zip(counts, steps, strict=True)), problem.dilation))
 
+    first = problem.layout == "channels_first"
+    streamed = weights * size > machine.cache / 2
+
     def held(counts: list[int]) -> int:
-        """Numbers of a part that are read; where channels lie first, and are turned, also those that are written."""
+        """Numbers that a part reads; and writes, where channels lie first and are turned, but rather few parts."""
         outputs = math.prod(c * step for c, step in zip(counts, steps, strict=True)) * problem.out_channels
-        return foot(counts) * problem.in_channels + (outputs if problem.layout == "channels_first" else 0)
+        return foot(counts) * problem.in_channels + (outputs if first and not streamed else 0)
 
     counts, most = list(along), _PART_BYTES // size
     for dim in range(problem.spatial):
@@ -194,7 +197,6 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
 
     # As many tiles together as the cache holds; more where the weights do not fit and are read again for each of them.
     wanted = max(1, int(0.6 * machine.cache / tile_bytes))
-    streamed = weights * size > machine.cache / 2
     if streamed:
         wanted = max(wanted, _STREAMED_TILES * (1 if weights * size < 16 * machine.cache else 2))
     rounds = -(-tiles // wanted)
@@ -210,7 +212,7 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     reading = parts * rounds * problem.groups * weights / machine.stream if streamed else 0.0
     places = parts * tiles * math.prod(tile)
     moved = places * (1.5 * problem.in_channels + problem.out_channels) / machine.copy
-    if problem.layout == "channels_first":
+    if first:
         moved += 2 * parts * images * held(counts) / machine.copy
     seconds = (max(sums, reading) + transforms + moved) * size / 4 + parts * (6 + 3 * problem.groups) * machine.call
     outputs = tiles * math.prod(tile) * problem.out_channels
