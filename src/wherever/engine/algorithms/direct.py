@@ -22,7 +22,7 @@ from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, last_axes, shown
 from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import Compiled, compiled, host
-from wherever.engine.kernels.direct import CHUNK, direct
+from wherever.engine.kernels.direct import CHUNK, LINE_BYTES, direct
 from wherever.engine.kernels.gather import NOWHERE, gather
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -30,9 +30,11 @@ from wherever.problem import Array, ConvProblem
 _PART_BYTES = 1 << 19  # of the input of one part, where it is copied
 _TURNED_BYTES = 1 << 21  # of the input, or of the result, where its channels lie first: a part costs many calls then
 _SMALL_BYTES = 1 << 17  # of an image that is copied whole rather than in place but for its borders
-_SCRATCH_BYTES = 1 << 16  # of the copies of one part that are kept for the next call
+_SCRATCH_BYTES = 1 << 18  # of the copies of one part that are kept for the next call
+_STREAMED_BYTES = 1 << 22  # of x, that no cache is taken to hold
+_FEW_TERMS = 256
 _WIDEST_RUN = 64  # channels below which a row of the kernel is summed as one run
-_WAYS, _WAY_BYTES, _LINE_BYTES = 7, 4096, 64  # of the first cache: so many lines a multiple of a way apart find room
+_WAYS, _WAY_BYTES = 7, 4096  # of the first cache: so many lines a multiple of a way apart find room
 
 
 class Direct(Algorithm):
@@ -209,8 +211,8 @@ def _tile(problem: ConvProblem) -> Tile:
 @functools.lru_cache(maxsize=4096)
 def _lines_of_a_set(row: int, step: int, down: int, across: int) -> int:
     """How many lines of a tile with these pitches, in bytes, fall into one set of the first cache, at most."""
-    lines = {(i * row + j * step) // _LINE_BYTES for i in range(down) for j in range(across)}
-    return max(collections.Counter(line % (_WAY_BYTES // _LINE_BYTES) for line in lines).values())
+    lines = {(i * row + j * step) // LINE_BYTES for i in range(down) for j in range(across)}
+    return max(collections.Counter(line % (_WAY_BYTES // LINE_BYTES) for line in lines).values())
 
 
 def _chunk(taps: int, channels: int, terms: int) -> tuple[int, int]:
@@ -234,6 +236,9 @@ class DirectPrepared:
         # Weights that the cache does not hold are asked for ahead of their use, and used for as many tiles as possible.
         streamed = self.weight.nbytes > Machine().cache // 2
         self.ahead = 1 if streamed else 0
+        # What comes from beyond the cache is asked for where sums are too short to wait for it.
+        read = p.batch * math.prod(p.size) * p.in_channels * self.dtype.itemsize
+        self.fetch_x, self.fetch_y = read > _STREAMED_BYTES, p.group_in * p.taps <= _FEW_TERMS
         self.band = Machine().cache if streamed else Machine().cache // 16  # of x and y, before the next weights
         self.bias = np.zeros((self.groups, self.blocks * self.width), self.dtype)
         if bias is not None:
@@ -279,6 +284,8 @@ class DirectPrepared:
             vectors=tile.vectors,
             lanes=tile.lanes,
             ahead=self.ahead,
+            fetch_x=self.fetch_x,
+            fetch_y=self.fetch_y,
         )
 
     def sizes(self, taps: int) -> list[int]:
@@ -490,7 +497,7 @@ class _Part:
             self.foot_pixel = p.in_channels
             x_pitches = _dense((self.images, *block.foot_shape), self.foot_pixel)
             if not prepared.joined and prepared.crowded(x_pitches[1:], prepared.tile):
-                self.foot_pixel += _LINE_BYTES // size
+                self.foot_pixel += LINE_BYTES // size
                 x_pitches = _dense((self.images, *block.foot_shape), self.foot_pixel)
             self.foot = self.images * x_pitches[0]
             if x is not None:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from wherever.engine.kernels.compile import Target
 from wherever.engine.kernels.vector import Array, Condition, Int, Kernel, Mask, Variables
 
+LINE_BYTES = 64  # of a line of the caches
 CHUNK = {"float32": 512, "float64": 256}  # terms that are summed in registers
 
 
 def direct(
-    target: Target, *, dtype: str, step: int, row: int, down: int, across: int, vectors: int, lanes: int, ahead: int
+    target: Target,
+    *,
+    dtype: str,
+    step: int,
+    row: int,
+    down: int,
+    across: int,
+    vectors: int,
+    lanes: int,
+    ahead: int,
+    fetch_x: bool,
+    fetch_y: bool,
 ) -> Kernel:
     """Write y[i, k] = bias[k] + sum over taps t and channels c of w[k, t, c] x[i, offset[t] + c].
 
@@ -34,6 +47,8 @@ def direct(
         Numbers in a vector, which may be shorter than the machine's.
     ahead
         Cache lines of the next block's weights that each step of a sum asks for: where the cache does not hold all.
+    fetch_x, fetch_y
+        Whether a tile asks for the places of x that the next one reads, and for its own places of y, before it sums.
 
     The arrays: x; w (group, block of output channels, tap, channel, vectors * lanes) with zeros behind the last output
     channel; bias (group, blocks * vectors * lanes); y; tables offsets, x_tiles, y_tiles.
@@ -58,6 +73,15 @@ def direct(
         image = x.moved(kernel.table("x_tiles")[number] + g * size("x_group"))
         result = y.moved(kernel.table("y_tiles")[number] + (g * outputs + block * width))
         panel, added = w[g, block], bias[g].moved(block * width)
+        if fetch_y:
+            for (i, j), v in itertools.product(places, range(vectors)):
+                result[i, j, v * lanes].prefetch(write=True)
+        if fetch_x:
+            following = x.moved(kernel.table("x_tiles")[kernel.minimum(number + 1, size("tiles") - 1)])
+            once, lines = block.equals(size("first")), (0, channels, LINE_BYTES // kernel.bytes)
+            with kernel.when(once), kernel.loop(taps) as tap, kernel.loop(*lines) as c:
+                for i, j in places:
+                    following.moved(offset[tap] + g * size("x_group"))[i, j, c].prefetch(2)
         with kernel.loop(0, taps, size("chunk_taps")) as t, kernel.loop(0, channels, size("chunk_channels")) as c:
             sums = kernel.variables(down, across, vectors)
             with kernel.loop(t, kernel.minimum(t + size("chunk_taps"), taps)) as tap:
