@@ -108,7 +108,7 @@ def conv(
 
     Notes
     -----
-    What the latest calls prepared of their weights is kept (32 MiB at most) and used again by calls with the same
+    What the latest calls prepared of their weights is kept (48 MiB at most) and used again by calls with the same
     weights, which are compared byte for byte.
 
     Examples

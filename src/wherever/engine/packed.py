@@ -16,8 +16,8 @@ from wherever.problem import Array
 # what was prepared is kept, and used again where a call brings the same numbers. Arrays change: therefore each call
 # compares every byte, which is many times faster than packing them, and no result depends on what is kept.
 
-_LARGEST = 4 << 20  # bytes of an operand that is kept
-_MOST = 32 << 20  # bytes of all of them, and of what they were prepared to
+_LARGEST = 12 << 20  # bytes of an operand that is kept
+_MOST = 48 << 20  # bytes of all of them, and of what they were prepared to
 _ALIKE = 8  # operands of one problem
 _AT_ONCE = 1 << 14  # bytes that are compared in one go
 _FIRST = 1 << 9  # of more, so many words are compared first: other weights differ there

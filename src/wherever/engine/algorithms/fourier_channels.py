@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,15 +115,17 @@ def _depthwise(problem: ConvProblem) -> bool:
     return problem.group_in == problem.group_out == 1
 
 
+@functools.lru_cache(maxsize=64)
 def _tiles(problem: ConvProblem) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(lengths of the transforms, outputs of a tile) that are possible."""
     options = [_axis_tiles(problem, dim) for dim in range(problem.spatial)]
     kernel_bytes = math.prod(problem.w_shape) * working_dtype(problem.dtype).itemsize
     most = max(_WEIGHT_BYTES, 16 * kernel_bytes) / (kernel_bytes / problem.taps)
     found = []
+    most = min(_MOST_PLACES, most)
     for choice in itertools.product(*options):
-        lengths, shape = (tuple(pair[i] for pair in choice) for i in (0, 1))
-        if math.prod(lengths) <= min(_MOST_PLACES, most):
+        lengths, shape = zip(*choice, strict=True)
+        if math.prod(lengths) <= most:
             found.append((lengths, shape))
     return found
 
@@ -177,9 +179,36 @@ class Tiling:
 
 @functools.lru_cache(maxsize=512)
 def best_tiling(problem: ConvProblem, machine: Machine) -> Tiling:
-    """The cheapest tiles."""
-    tilings = (_tiling(problem, machine, lengths, shape) for lengths, shape in _tiles(problem))
-    return min(tilings, key=lambda tiling: tiling.seconds)
+    """The cheapest tiles, found without a close look at those whose arithmetic alone takes longer."""
+    best = None
+    for bound, lengths, shape in sorted(_bounds(problem, machine)):
+        if best is not None and bound >= best.seconds:
+            break
+        tiling = _tiling(problem, machine, lengths, shape)
+        if best is None or tiling.seconds < best.seconds:
+            best = tiling
+    assert best is not None, "problems without tiles are refused"
+    return best
+
+
+def _bounds(problem: ConvProblem, machine: Machine) -> Iterator[tuple[float, tuple[int, ...], tuple[int, ...]]]:
+    """For all tiles the seconds they take at least, as if every register tile and every part were full."""
+    dtype = working_dtype(problem.dtype)
+    lanes = host().lanes(dtype.name)
+    padded = sum(-(-c // lanes) * lanes for c in (problem.in_channels, problem.out_channels))
+    each_pass, sums = padded / 2 / machine.transforms, 0.0
+    if _depthwise(problem):
+        each_pass *= _DEPTHWISE_PASS
+    else:
+        each_pass *= _DENSE_PASS
+        sums = 2 * problem.in_channels * (-(-problem.group_out // lanes) * lanes) / machine.multiply_adds
+    scale, least = problem.batch * dtype.itemsize / 4, 30 * machine.call
+    for lengths, shape in _tiles(problem):
+        places, count = 1, 1
+        for n, m, outputs in zip(lengths, shape, problem.output, strict=True):
+            places *= n * -(-outputs // m)
+            count += len(passes(n))
+        yield scale * places * (count * each_pass + sums) + least, lengths, shape
 
 
 def _tiling(problem: ConvProblem, machine: Machine, lengths: tuple[int, ...], shape: tuple[int, ...]) -> Tiling:
@@ -232,6 +261,7 @@ def _tiling(problem: ConvProblem, machine: Machine, lengths: tuple[int, ...], sh
     return Tiling(lengths, shape, part, images, rows, vectors, seconds, workspace)
 
 
+@functools.lru_cache(maxsize=4096)
 def _register_tile(pairs: int, blocks: int) -> tuple[int, int]:
     """(pairs of tiles, vectors of output channels) of the products: what wastes least of both, and loads least."""
     registers = host().registers

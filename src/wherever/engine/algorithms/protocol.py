@@ -58,7 +58,7 @@ class Algorithm(Protocol):
         """Seconds that preparing the operand takes, as far as they grow with it: here, to copy it in another order."""
         if problem.direction == "weight_gradient":
             return 0.0  # the other operand is as large, and part of the estimate
-        return 6 * math.prod(problem.w_shape) * working_dtype(problem.dtype).itemsize / 4 / machine.copy
+        return 8 * math.prod(problem.w_shape) * working_dtype(problem.dtype).itemsize / 4 / machine.copy
 
     def workspace(self, problem: ConvProblem) -> int:
         """Bytes needed beside the operands and the result."""

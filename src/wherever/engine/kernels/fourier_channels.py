@@ -43,6 +43,7 @@ def axes(lengths: Sequence[int]) -> tuple[int, ...]:
     return tuple(dim for dim, n in enumerate(lengths) if n > 1)
 
 
+@functools.cache
 def passes(length: int) -> tuple[int, ...]:
     """The radices of a transform of this length: codelets of at most 8 places, which 32 registers nearly hold."""
     found = radices(length, 8) or radices(length)
