@@ -1,0 +1,23 @@
+"""wherever in PyTorch: its convolutions with gradients, as functions and as layers, on this engine."""
+
+from wherever.torch import functional
+from wherever.torch.modules import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    replace,
+)
+
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "functional",
+    "replace",
+]
