@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from wherever.engine.algorithms.forward import as_forward
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, places
 from wherever.engine.copies import assign, readable
-from wherever.engine.kernels.compile import compiled, host
+from wherever.engine.kernels.compile import Compiled, compiled, host
 from wherever.engine.kernels.depthwise import OUTSIDE, depthwise
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
-_WIDEST = 7  # columns of a kernel that are summed together
+_LINE = 64  # bytes of a line of the cache
+_WIDEST = 13  # columns of a kernel that are summed together
+_FEW_TAPS = 9  # that leave time for loads, and whose kernel is small enough to be written out
 
 
 class Depthwise(EachChannel):
@@ -42,7 +45,7 @@ class Depthwise(EachChannel):
         size = working_dtype(problem.dtype).itemsize
         lanes = host().lanes(working_dtype(problem.dtype).name)
         waste = -(-problem.in_channels // lanes) * lanes / problem.in_channels
-        wide = _columns_together(problem)
+        wide = _runs(problem.kernel[-1])[0]
         sums = problem.multiply_adds * waste * (1.2 if wide > 1 else 2.0) / machine.multiply_adds
         read = problem.batch * math.prod(problem.size) * problem.in_channels
         written = problem.batch * math.prod(problem.output) * problem.out_channels
@@ -54,54 +57,119 @@ class Depthwise(EachChannel):
         return DepthwisePrepared(problem, operand, bias)
 
 
-def _columns_together(problem: ConvProblem) -> int:
-    """How many columns of a kernel are summed together: a divisor of all."""
-    return max(n for n in range(1, _WIDEST + 1) if problem.kernel[-1] % n == 0)
+def _runs(columns: int) -> tuple[int, int, list[int]]:
+    """The columns of a kernel in runs that are summed together: the longest, how many of these, and where all begin.
+
+    The others are one column shorter.
+    """
+    count = -(-columns // _WIDEST)
+    wide = -(-columns // count)
+    full = columns - count * (wide - 1)
+    return wide, full, [i * wide - max(0, i - full) for i in range(count)]
+
+
+def _order(problem: ConvProblem) -> npt.NDArray[np.int64]:
+    """The taps in the order in which the kernel sums them: the longest runs of all rows, and then the others."""
+    wide, full, _ = _runs(problem.kernel[-1])
+    taps = np.arange(problem.taps).reshape(-1, problem.kernel[-1])
+    split = full * wide
+    return np.concatenate([taps[:, :split].ravel(), taps[:, split:].ravel()])
+
+
+@functools.lru_cache(maxsize=256)
+def _tile(rows: int, wide: int, runs: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and places of the register tile: those of the cheapest tiling of so many rows and columns.
+
+    For the first three see the kernel.
+    """
+    registers = host().registers
+    best, least = (1, 1), math.inf
+    for down in range(1, min(height, 4) + 1):
+        for across in range(1, min(width, 14) + 1):
+            # Sums, a window of x that moves by a place, and two weights.
+            if down * across + across + 3 > registers and (down, across) != (1, 1):
+                continue
+            groups, lines = runs // rows, down + rows - 1
+            sums = rows * wide * down * across
+            loads = lines * (across + wide - 1) + rows * wide * down
+            tiles = -(-height // down) * -(-width // across)
+            # Every tile pays for looking up its places, and for lines of x that the tile before has loaded, too.
+            cost = tiles * (groups * (max(sums, loads) + lines * (across + wide - 1)) + down * across + 20)
+            if cost < least:
+                best, least = (down, across), cost
+    return best
 
 
 @dataclass(frozen=True)
 class _Call:
     """What the kernel is called with for arrays of one memory order: tables, and sizes for each piece of the rows."""
 
-    tables: tuple[npt.NDArray[np.int64], ...]
-    pieces_of_memory: list[npt.NDArray[np.int64]]
-    addresses: list[int]
+    kernel: Compiled
+    memory: list[Array]  # what the addresses below lead to
+    packed: tuple[int, ...]
+    tables: tuple[int, ...]
     pieces: list[tuple[int, int]]
+
+    def __call__(self, x: int, y: int, threads: int) -> None:
+        """Compute from the image at one address into the one at another."""
+        if len(self.pieces) == 1:
+            self.kernel(x, *self.packed, y, *self.tables, *self.pieces[0])
+        else:
+            run.for_each(lambda piece: self.kernel(x, *self.packed, y, *self.tables, *piece), self.pieces, threads)
 
 
 class DepthwisePrepared:
-    """Weights as (taps, channels)."""
+    """Weights as (vectors of channels, taps, lanes)."""
 
     def __init__(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> None:
         self.problem = p = problem
         self.dtype: np.dtype[Any] = working_dtype(p.dtype)
-        lanes = host().lanes(self.dtype.name)
-        filled = -(-p.out_channels // lanes) * lanes
-        self.bias, self.filler = np.zeros(filled, self.dtype), np.zeros(filled, self.dtype)
-        if bias is not None:
-            self.bias[: p.out_channels] = bias
+        self.lanes = host().lanes(self.dtype.name)
+        filled = -(-p.out_channels // self.lanes) * self.lanes
+        self.filler = np.zeros(filled, self.dtype)
         if not isinstance(p.boundary, str):
             self.filler[:] = p.boundary
-        self.weight = np.zeros((p.taps, filled), self.dtype)
-        assign(self.weight[:, : p.out_channels], operand.astype(self.dtype).reshape(-1, p.taps).T)
-        self.wide = _columns_together(p)
-        # Sums, the weights of a row, a vector of x and one to spare fit the registers; tiles of nearly one size.
-        most = max(4, min(14, host().registers - self.wide - 2))
-        self.across = -(-p.output[-1] // -(-p.output[-1] // most))
-        self.before = [self.filler.ctypes.data, self.weight.ctypes.data, self.bias.ctypes.data]
-        self.calls: dict[tuple[Any, ...], _Call] = {}
+        self.weight = operand.reshape(-1, p.taps)[:, _order(p)].astype(self.dtype)
+        self.bias = np.zeros(p.out_channels, self.dtype)
+        if bias is not None:
+            self.bias[:] = bias
+        self.packed: dict[int, tuple[Array, Array]] = {}
+        self.calls: dict[tuple[Any, ...], _Call | None] = {}
+        self.part_calls: dict[tuple[Any, ...], _Call] = {}
         self.parts: list[Block] | None = None
 
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute into ``out``; see `Prepared.run`."""
-        p = self.problem
-        x, y = channels_first(p, source), channels_first(p, out)
-        if readable(x, self.dtype, 1) and readable(y, self.dtype, 1):
-            self._compute(x, y, None, threads)
+        x_address, y_address = source.ctypes.data, out.ctypes.data
+        offsets = x_address % _LINE, y_address % self.dtype.itemsize
+        key = (source.strides, out.strides, source.dtype, out.dtype, offsets, threads)
+        if key in self.calls:
+            call = self.calls[key]
+        else:
+            if len(self.calls) > 100:  # of ever other memory orders
+                self.calls.clear()
+            x, y = channels_first(self.problem, source), channels_first(self.problem, out)
+            in_place = readable(x, self.dtype, 1) and readable(y, self.dtype, 1)
+            call = self.calls[key] = self._call(x, y, None, threads) if in_place else None
+        if call is not None:
+            call(x_address, y_address, threads)
             return
+        p = self.problem
         if self.parts is None:
             self.parts = list(cut(p, max(1, PART_BYTES // (self.dtype.itemsize * p.in_channels))))
+        x, y = channels_first(p, source), channels_first(p, out)
         run.for_each(lambda part: self._part(x, y, part), self.parts, threads)
+
+    def _pack(self, begin: int) -> tuple[Array, Array]:
+        """Weights as (vectors of channels, taps, lanes) and the bias, for vectors that begin at channel ``begin``."""
+        if begin not in self.packed:
+            lanes, count = self.lanes, self.problem.in_channels
+            filled = -(-(count - begin) // lanes) * lanes
+            weight, bias = np.zeros((filled, self.problem.taps), self.dtype), np.zeros(filled, self.dtype)
+            weight[-begin : count - begin], bias[-begin : count - begin] = self.weight, self.bias
+            weight = np.ascontiguousarray(weight.reshape(-1, lanes, self.problem.taps).swapaxes(1, 2))
+            self.packed[begin] = weight, bias
+        return self.packed[begin]
 
     def _part(self, source: Array, result: Array, part: Block) -> None:
         """Compute a part from a copy of its footprint."""
@@ -109,36 +177,31 @@ class DepthwisePrepared:
         foot = self._buffer("footprint", len(x), part.foot_shape)
         fill_footprint(self.problem, x, part, foot)
         y = target if readable(target, self.dtype, 1) else self._buffer("result", len(x), part.shape)
-        self._compute(foot, y, part, 1)
+        x_address, y_address = foot.ctypes.data, y.ctypes.data
+        # Parts in footprints of one shape see the same boundary: none.
+        key = (y.shape, part.foot_shape, y.strides, x_address % _LINE)
+        call = self.part_calls.get(key)
+        if call is None:
+            if len(self.part_calls) > 100:
+                self.part_calls.clear()
+            call = self.part_calls[key] = self._call(foot, y, part, 1)
+        call(x_address, y_address, 1)
         if y is not target:
             assign(target, y)
 
-    def _compute(self, x: Array, y: Array, part: Block | None, threads: int) -> None:
-        """Compute the outputs of a part from its footprint, or of the problem from x itself."""
-        shape = None if part is None else (part.foot_shape, part.spacing)
-        key = (x.strides, y.strides, y.shape, shape, threads)
-        call = self.calls.get(key)
-        if call is None:
-            if len(self.calls) > 100:  # of ever other memory orders
-                self.calls.clear()
-            call = self.calls[key] = self._call(x, y, part, threads)
-        kernel = self._kernel(self.problem.dilation[-1] if part is None else part.spacing[-1])
-        fixed = (x.ctypes.data, *self.before, y.ctypes.data, *call.addresses)
-        run.for_each(lambda piece: kernel(*fixed, *piece), call.pieces, threads)
+    def _begin(self, x: Array) -> int:
+        """The channel at which vectors begin: before the first, if then none of x crosses a line of the cache.
 
-    def _kernel(self, apart: int) -> Any:
-        return compiled(
-            depthwise,
-            dtype=self.dtype.name,
-            wide=self.wide,
-            stride=self.problem.stride[-1],
-            apart=apart,
-            across=self.across,
-        )
+        A vector more for each place pays where there are few sums to a load.
+        """
+        p, line = self.problem, min(_LINE, self.lanes * x.itemsize)
+        if p.taps > _FEW_TAPS or p.in_channels < 4 * self.lanes or any(step % line for step in x.strides[2:]):
+            return 0
+        return -(x.ctypes.data % line // x.itemsize)
 
     def _call(self, x: Array, y: Array, part: Block | None, threads: int) -> _Call:
         """The tables of rows and columns, and the pieces for the threads; see the kernel."""
-        p, size = self.problem, self.dtype.itemsize
+        p, size, begin = self.problem, self.dtype.itemsize, self._begin(x)
         if part is None:
             part = box(p, slice(0, p.batch), (0,) * p.spatial, p.output, gapless=True)
             bounds = zip(part.foot_start, part.foot_shape, p.size, strict=True)
@@ -155,38 +218,68 @@ class DepthwisePrepared:
         ]
         # Rows: images and all dimensions but the last, times the taps of these dimensions.
         lead = p.spatial - 1
-        rows = np.zeros((len(x), *part.shape[:-1], *p.kernel[:-1]), np.int64)
+        lines = np.zeros((len(x), *part.shape[:-1], *p.kernel[:-1]), np.int64)
         begins = np.zeros((len(x), *part.shape[:-1]), np.int64)
-        rows += _along(np.arange(len(x)) * x_images, 0, rows.ndim)
+        lines += _along(np.arange(len(x)) * x_images, 0, lines.ndim)
         begins += _along(np.arange(len(x)) * y_images, 0, begins.ndim)
         for dim in range(lead):
             offset = np.where(seen[dim] < 0, OUTSIDE, seen[dim] * x_pitches[dim])
-            shape = [1] * rows.ndim
+            shape = [1] * lines.ndim
             shape[1 + dim], shape[1 + lead + dim] = offset.shape
-            rows += offset.reshape(shape)
+            lines += offset.reshape(shape)
             begins += _along(np.arange(part.shape[dim]) * y_pitches[dim], 1 + dim, begins.ndim)
-        repeats = p.kernel[-1] // self.wide
-        rows = np.repeat(rows.reshape(begins.size, -1), repeats, axis=1) - before * x_pitches[-1]
-        row_table = np.concatenate([begins.reshape(-1, 1), rows], axis=1)
-        tap_table = np.tile(np.arange(repeats) * self.wide, rows.shape[1] // repeats)
+        lines = lines.reshape(begins.size, -1) - before * x_pitches[-1]
+        # Of every line the runs of columns; those of one column less come last.
+        wide, full, starts = _runs(p.kernel[-1])
+        kinds = [np.array(kind, np.int64) for kind in (starts[:full], starts[full:])]
+        run_table = np.concatenate([np.tile(kind, lines.shape[1]) for kind in kinds])
+        of_runs = (lines.repeat(len(kind), axis=1) for kind in kinds)
+        row_table = np.concatenate([begins.reshape(-1, 1), *of_runs], axis=1)
         columns = seen[-1]
         column_table = np.where(shown[-1] < 0, OUTSIDE, (shown[-1] + before) * x_pitches[-1])
+        # Shorter runs are looked up as if they were not.
+        column_table = np.append(column_table, [OUTSIDE] * part.spacing[-1])
         inside = np.flatnonzero((columns >= 0).all(axis=1) & (np.diff(columns, axis=1) == part.spacing[-1]).all(axis=1))
         inside = inside[columns[inside, 0] == inside * p.stride[-1] - before]
         low, high = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
-        count = len(row_table)
-        pieces = min(count, threads * PIECES) if threads > 1 else 1
-        cuts = [count * i // pieces for i in range(pieces + 1)]
-        numbers = [len(columns), low, high, p.in_channels, rows.shape[1], self.weight.shape[1]]
+        # Tiles of rows; they do not go over the end of an image where the lines of their rows slide.
+        slides = lead > 0 and p.stride[-2] == part.spacing[-2] == 1 and p.kernel[-2] * wide <= _FEW_TAPS
+        rows, height = (p.kernel[-2], part.shape[-2]) if slides else (1, len(lines))
+        down, across = _tile(rows, wide, len(run_table), height, len(columns))
+        firsts = np.minimum(np.arange(0, height, down), height - down)  # the last tile overlaps the one before
+        firsts = np.add.outer(np.arange(0, len(lines), height), firsts).ravel()
+        row_inside: npt.NDArray[np.bool_] = np.all(lines > OUTSIDE // 2, axis=1)
+        lines_inside = np.all(row_inside[firsts[:, None] + np.arange(down)], axis=1)
+        tile_table = np.stack([firsts, lines_inside], axis=1)
+        pieces = min(len(firsts), threads * PIECES) if threads > 1 else 1
+        cuts = [len(firsts) * i // pieces for i in range(pieces + 1)]
+        numbers = [len(columns), low, high, begin, p.in_channels, lines.shape[1] * full, len(run_table), p.taps]
         # Of each piece the sizes, and memory for the places that a tile looks at.
-        looked = rows.shape[1] * self.across * self.wide
-        memory = [
+        looked = len(run_table) // rows * (down + rows - 1) * across * wide
+        pieces_of_memory = [
             np.array([first, last, *numbers, x_pitches[-1], y_pitches[-1], *[0] * looked], np.int64)
             for first, last in itertools.pairwise(cuts)
         ]
-        tables = tuple(np.ascontiguousarray(t, np.int64) for t in (row_table, tap_table, column_table))
-        own = [(m[len(numbers) + 4 :].ctypes.data, m.ctypes.data) for m in memory]
-        return _Call(tables, memory, [t.ctypes.data for t in tables], own)
+        kernel = compiled(
+            depthwise,
+            dtype=self.dtype.name,
+            rows=rows,
+            wide=wide,
+            narrower=full < len(starts),
+            stride=p.stride[-1],
+            apart=part.spacing[-1],
+            down=down,
+            across=across,
+        )
+        packed = [self.filler, *self._pack(begin)]
+        tables = [np.ascontiguousarray(t, np.int64) for t in (tile_table, row_table, run_table, column_table)]
+        return _Call(
+            kernel,
+            [*packed, *tables, *pieces_of_memory],
+            tuple(a.ctypes.data for a in packed),
+            tuple(t.ctypes.data for t in tables),
+            [(m[len(numbers) + 4 :].ctypes.data, m.ctypes.data) for m in pieces_of_memory],
+        )
 
     def _buffer(self, purpose: str, images: int, shape: tuple[int, ...]) -> Array:
         """Memory for (images, channels, *shape) with the channels last."""

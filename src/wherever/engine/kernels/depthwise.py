@@ -3,98 +3,127 @@
 from __future__ import annotations
 
 from wherever.engine.kernels.compile import Target
-from wherever.engine.kernels.vector import Int, Kernel, Mask
+from wherever.engine.kernels.vector import Int, Kernel, Mask, Vector
 
 OUTSIDE = -(1 << 60)  # in the tables of places: nothing is there; a sum of two of them is still below half of it
 
 
-def depthwise(target: Target, *, dtype: str, wide: int, stride: int, apart: int, across: int) -> Kernel:
-    """Write y[i, j, c] = bias[c] + sum over a, b of w[a, b, c] x[row[i, a], j * stride + (first[a] + b) * apart, c].
+def depthwise(
+    target: Target, *, dtype: str, rows: int, wide: int, narrower: bool, stride: int, apart: int, down: int, across: int
+) -> Kernel:
+    """Write y[i, j, c] = bias[c] + sum over a, b of w[a, b, c] x[line[i, a], j * stride + (first[a] + b) * apart, c].
 
-    ``across`` neighbouring places j are summed at once: each vector of x is loaded once for all the sums that it is
-    part of, in each row a of the kernel. Tables tell where rows lie, so that one call computes images of any number of
-    dimensions, with any boundary: a row, or a place of the columns near the border, may be outside of x.
+    A register tile has ``down`` rows i of ``across`` neighbouring places j, and each vector of x is loaded once for all
+    the sums of a row that it is part of. Tables tell where lines of x lie, so that one call computes images of any
+    number of dimensions, with any boundary: a line, or a place of the columns near the border, may be outside of x.
 
     Parameters
     ----------
+    rows
+        Rows of the kernel that slide over the rows of a tile: line[i, a + 1] is line[i + 1, a] within each group of so
+        many a, and is loaded once for the whole tile. With 1, every row of a tile has lines of its own.
     wide
-        Columns b of the kernel that are summed together.
+        Columns b of the kernel that are summed together: a run of taps, of which a counts all.
+    narrower
+        Whether there are also runs of one column less; they come last.
     stride, apart
         From one j, and one b, to the next, in places of x.
-    across
-        Places of the register tile.
+    down, across
+        Rows and places of the register tile.
 
-    The arrays: x; filler, the channels of a place outside x; w (a, b, c); bias; y.
+    The arrays: x; filler, the channels of a place outside x; w (vectors of channels, taps in the order of the runs,
+    lanes); bias; y.
 
-    The tables: of each row i where it begins in y, and for every a in x (or OUTSIDE); of each a its first column; of
-    each place of a row that windows look at, how far it is from where the row of x begins (or OUTSIDE). Behind them
-    looked, a workspace for all places that a tile looks at.
+    The tables: of each tile its first row i, and whether all its lines are inside x; of each row i where it begins in
+    y, and of every a the line of x (or OUTSIDE); of each a its first column; of each place of a row that windows look
+    at, how far it is from where the line begins (or OUTSIDE). Behind them looked, a workspace for all places that a
+    tile looks at.
 
-    The sizes: first and last row i; number of columns j, and the first and last of them whose windows are inside x;
-    numbers of channels and of rows a; pitches of w from one tap to the next, of x and y from one place to the next.
+    The sizes: first tile of rows, and end; number of columns j, and the first, and end, of those whose windows are
+    inside x; the channel at which the first vector begins (before the first one, where only then vectors do not cross
+    lines of the cache), and the number of channels; number of runs a that are ``wide``, and of all; how many taps a
+    vector of channels has; from one place of x, and y, to the next.
     """
     lanes = target.lanes(dtype)
-    sizes = ["first", "last", "columns", "low", "high", "channels", "taps", "w_tap", "x_pixel", "y_pixel"]
-    arrays = ["x", "filler", "w", "bias", "y", "row_table", "tap_table", "column_table", "looked"]
+    sizes = ["first", "last", "columns", "low", "high", "begin", "channels", "full", "runs", "taps"]
+    sizes += ["x_place", "y_place"]
+    arrays = ["x", "filler", "w", "bias", "y", "tile_table", "row_table", "run_table", "column_table", "looked"]
     kernel = Kernel("depthwise", dtype, lanes, arrays, sizes)
-    first, last, columns, low, high, channels, taps, w_tap, x_pixel, y_pixel = map(kernel.size, sizes)
-    x, filler, bias = kernel.array("x", x_pixel, 1), kernel.array("filler", 0, 1), kernel.array("bias", 1)
-    w, y = kernel.array("w", w_tap * wide, w_tap, 1), kernel.array("y", y_pixel, 1)
-    row_table, first_column, column_table, looked = (kernel.table(name) for name in arrays[-4:])
-    origin = kernel.array("x", 1)
-    beyond = kernel.distance(origin, filler)
+    first, last, columns, low, high, begin, channels, full, runs, taps, x_place, y_place = map(kernel.size, sizes)
+    x, y, bias = kernel.array("x", x_place, 1), kernel.array("y", y_place, 1), kernel.array("bias", 1)
+    w = kernel.array("w", taps, lanes, lanes, 1)
+    tiles, row_table, first_column, column_table, looked = (kernel.table(name) for name in arrays[-5:])
+    filler = kernel.distance(x, kernel.array("filler", 1))
+    lines = down + rows - 1  # of x that a tile sees through a group of runs
+    seen = sorted({j * stride + b * apart for j in range(across) for b in range(wide)})  # columns of x that a tile sees
 
-    places = sorted({place * stride + b * apart for place in range(across) for b in range(wide)})
-
-    def tile(i: Int, j: Int, c: Int, broad: int, mask: Mask | None, inside: bool) -> None:
-        """Sum the windows of neighbouring places; those that are not inside x are where `look_up` found them."""
-        sums = kernel.variables(broad)
-        added = bias[c].load(mask)
-        for place in range(broad):
-            sums[place] = added
-        pairs = [(place * stride + b * apart, place, b) for place in range(broad) for b in range(wide)]
-        with kernel.loop(taps) as a:
-            row = row_table[i * (taps + 1) + (a + 1)]
-            window = kernel.choose(row < OUTSIDE // 2, filler, x.moved(row))
-            start = j * stride + first_column[a] * apart
-            weights = [w[a, b, c].load(mask) for b in range(wide)]
-            for number, position in enumerate(places):
-                there = [(place, b) for p, place, b in pairs if p == position]
-                if not there:
+    def look_up(i: Int, j: Int, inside: bool) -> None:
+        """Find out where the places are that a tile looks at; inside x, where those of each line begin."""
+        with kernel.loop(runs // rows) as group:
+            start = j * stride + first_column[group * rows] * apart
+            for line in range(lines):
+                row = min(line, down - 1)
+                begins = row_table[(i + row) * (runs + 1) + (group * rows + (line - row + 1))]
+                number = group * lines + line
+                if inside:
+                    looked[number] = begins + start * x_place
                     continue
-                at = window[start + position, c] if inside else origin.moved(looked[a * len(places) + number])[c]
-                seen = at.load(mask)
-                for place, b in there:
-                    sums[place] = kernel.fma(weights[b], seen, sums[place])
-        result = y.moved(row_table[i * (taps + 1)])
-        for place in range(broad):
-            result[j + place, c].store(sums[place], mask)
+                for place, column in enumerate(seen):
+                    there = begins + column_table[start + column]
+                    looked[number * len(seen) + place] = kernel.where(there < OUTSIDE // 2, filler, there)
 
-    def look_up(i: Int, j: Int) -> None:
-        """Find out where the places are that the windows of a tile look at."""
-        with kernel.loop(taps) as a:
-            row = row_table[i * (taps + 1) + (a + 1)]
-            start = j * stride + first_column[a] * apart
-            for number, position in enumerate(places):
-                at = row + column_table[start + position]
-                looked[a * len(places) + number] = kernel.where(at < OUTSIDE // 2, beyond, at)
+    def tile(i: Int, j: Int, c: Int, mask: Mask | None, inside: bool) -> None:
+        """Sum the windows of a tile, which are where `look_up` found them."""
+        sums = kernel.variables(down, across)
+        added = bias[c - begin].load()
+        for row in range(down):
+            for place in range(across):
+                sums[row, place] = added
 
-    def tiles(i: Int, broad: int) -> None:
-        """All columns of a row; the last tile overlaps the one before."""
-        with kernel.loop(0, columns, broad) as following:
-            j = kernel.number(kernel.minimum(following, columns - broad))
-            with kernel.either((j >= low) & (j + broad <= high)) as (inside, not_inside):
-                with inside:
-                    for c, mask in kernel.vectors(0, channels):
-                        tile(i, j, c, broad, mask, True)
-                with not_inside:
-                    look_up(i, j)
-                    for c, mask in kernel.vectors(0, channels):
-                        tile(i, j, c, broad, mask, False)
+        def load(number: Int | int, column: int) -> Vector:
+            """The vector of x in a column of a line."""
+            there = looked[number] if inside else looked[number * len(seen) + seen.index(column)]
+            value: Vector = x.moved(there)[column if inside else 0, c].load(mask)
+            return value
 
-    with kernel.loop(first, last) as i, kernel.either(columns >= across) as (wide_enough, narrow):
-        with wide_enough:
-            tiles(i, across)
-        with narrow:
-            tiles(i, 1)
+        def add(group: Int, tap: Int | int, wide: int) -> None:
+            """Add what the windows see through a group of runs."""
+            for line in range(lines):
+                values: dict[int, Vector] = {}
+                for b in range(wide):
+                    for place in range(across):
+                        column = place * stride + b * apart
+                        if column not in values:
+                            values[column] = load(group * lines + line, column)
+                    for row in range(max(0, line - rows + 1), min(down, line + 1)):
+                        weight = w[c - begin, tap, (line - row) * wide + b, 0].load()
+                        for place in range(across):
+                            value = values[place * stride + b * apart]
+                            sums[row, place] = kernel.fma(weight, value, sums[row, place])
+
+        with kernel.loop(full // rows) as group:
+            add(group, group * (rows * wide), wide)
+        if narrower:
+            with kernel.loop(full // rows, runs // rows) as group:
+                add(group, full + group * (rows * (wide - 1)), wide - 1)
+        for row in range(down):
+            result = y.moved(row_table[(i + row) * (runs + 1)])
+            for place in range(across):
+                result[j + place, c].store(sums[row, place], mask)
+
+    with kernel.loop(first, last) as number, kernel.loop(0, columns, across) as following:
+        i, lines_inside = tiles[number * 2], tiles[number * 2 + 1]
+        j = kernel.number(kernel.minimum(following, columns - across))  # the last tile overlaps the one before
+        with kernel.either((lines_inside > 0) & (j >= low) & (j + across <= high)) as (within, otherwise):
+            for path, inside in ((within, True), (otherwise, False)):
+                with path:
+                    look_up(i, j, inside)
+                    with (
+                        kernel.loop(begin, channels, lanes) as c,
+                        kernel.either((c >= 0) & (c + lanes <= channels)) as (whole, part),
+                    ):
+                        with whole:
+                            tile(i, j, c, None, inside)
+                        with part:
+                            tile(i, j, c, kernel.mask(channels - c, 0 - c), inside)
     return kernel

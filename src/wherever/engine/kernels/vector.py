@@ -94,12 +94,16 @@ class Kernel:
         function = self.intrinsic(name, self.vector, [self.vector] * 3)
         return Vector(self, self.builder.call(function, [a.value, b.value, c.value]))
 
-    def mask(self, count: Int | int) -> Mask:
-        """The first ``count`` lanes (all, if there are no more than ``count``)."""
+    def mask(self, count: Int | int, first: Int | int = 0) -> Mask:
+        """The lanes from ``first`` to before ``count`` (to the last, if there are no more than ``count``)."""
         lanes = ir.VectorType(I1, self.lanes)
         function = self.intrinsic(f"llvm.get.active.lane.mask.v{self.lanes}i1.i64", lanes, [I64, I64])
-        count = self.maximum(count, 0)  # the intrinsic counts without sign
-        return Mask(self.builder.call(function, [ir.Constant(I64, 0), self.number(count).value]))
+
+        def below(count: Int | int) -> ir.Value:
+            count = self.maximum(count, 0)  # the intrinsic counts without sign
+            return self.builder.call(function, [ir.Constant(I64, 0), self.number(count).value])
+
+        return Mask(below(count) if _is(first, 0) else self.builder.xor(below(count), below(first)))
 
     # Numbers.
 
