@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from wherever.engine import run
+from wherever.engine import blocks, run
 from wherever.engine.algorithms.blockwise import channels_first
 from wherever.engine.algorithms.each_channel import PART_BYTES, PIECES, EachChannel
 from wherever.engine.algorithms.forward import as_forward
 from wherever.engine.algorithms.protocol import Prepared
-from wherever.engine.blocks import Block, box, cut, fill_footprint
+from wherever.engine.blocks import Block, box, cut, fill_footprint, grid
 from wherever.engine.copies import assign, readable
-from wherever.engine.kernels.compile import compiled, host
-from wherever.engine.kernels.filter import filter_rows
+from wherever.engine.kernels.compile import Compiled, compiled, host
+from wherever.engine.kernels.filter import filter_rows, ring_shape
+from wherever.engine.kernels.gather import NOWHERE
+from wherever.engine.kernels.vector import STORED
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
+
+STREAMED_BYTES = 8 << 20  # results from this size on leave the caches before anybody reads them
+_WIDEST = 1 << 12  # places that a kernel of several rows may span
 
 
 class Filter(EachChannel):
@@ -34,8 +40,8 @@ class Filter(EachChannel):
             return f"filters signals and images, not {problem.spatial} dimensions"
         if problem.spatial == 2 and problem.kernel[0] > 63:
             return f"its kernel would hold {problem.kernel[0]} rows at once"
-        if problem.spatial == 2 and problem.dilation[0] > 1 and problem.kernel[0] > 1:
-            return "has no register tile for rows that lie apart"
+        if problem.spatial == 2 and problem.kernel[0] > 1 and problem.extent[1] > _WIDEST:
+            return f"its kernel would hold rows of {problem.extent[1]} places at once"
         return None
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
@@ -61,13 +67,29 @@ class Filter(EachChannel):
 def _tile(problem: ConvProblem) -> tuple[int, int]:
     """(rows, vectors) of the register tile of `filter_rows`: sums, a row of x and a weight fit the registers."""
     registers = host().registers
-    if problem.spatial == 1 or problem.kernel[0] == 1:
+    if problem.spatial == 1 or problem.kernel[0] == problem.output[0] == 1:
         return 1, min(8, registers - 4)
-    return (6, 4) if registers >= 32 else (4, 2)
+    return (4, 3) if registers >= 32 else (4, 2)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of the outputs, and the places of an image that it shows, by row and by column; -1: the number outside."""
+
+    block: Block
+    rows: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64]
+    before: int  # columns between the first that is seen and the first of the image
+    low: int  # columns from here on, up to ``end``, show the image itself
+    end: int
 
 
 class FilterPrepared:
-    """Weights as (K, rows, columns). Parts that look over no border are computed where they lie, others from a copy."""
+    """Weights as (K, rows, columns). Images are read and written where they lie, whatever the boundary; if they can.
+
+    ``out`` may also be of a type of integers of at most 4 bytes, where sums, which an int32 must hold, are truncated
+    towards zero and taken modulo the range of the type.
+    """
 
     def __init__(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> None:
         self.problem = problem
@@ -76,78 +98,124 @@ class FilterPrepared:
         if bias is not None:
             self.bias[:] = bias
         self.weight = np.ascontiguousarray(operand, self.dtype)
-        down, across = _tile(problem)
-        high = problem.kernel[0] if problem.spatial == 2 else 1
-        self.kernel = compiled(
-            filter_rows, dtype=self.dtype.name, high=high, wide=problem.kernel[-1], down=down, across=across
-        )
-        self._parts: dict[tuple[bool, int], list[Block]] = {}
+        self.outside = np.zeros(1, self.dtype)
+        if not isinstance(problem.boundary, str):
+            self.outside[:] = problem.boundary
+        self.down, self.across = _tile(problem)
+        self.fixed = [a.ctypes.data for a in (self.weight, self.bias, self.outside)]
+        self._parts: dict[tuple[bool, bool, int], list[_Part]] = {}
 
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute into ``out``; see `Prepared.run`."""
         p = self.problem
         source, result = channels_first(p, source), channels_first(p, out)
-        in_place = readable(source, self.dtype, -1)
-        key = (in_place, threads)
+        in_place, direct = _readable(source), _readable(result) and result.dtype.kind in "fiu"
+        direct = direct and (result.dtype == self.dtype or result.dtype.kind != "f")
+        key = (in_place, direct, threads)
         if key not in self._parts:
-            self._parts[key] = list(self._cut(in_place, threads))
-        run.for_each(lambda part: self._part(source, result, part), self._parts[key], threads)
+            self._parts[key] = [self._part(part, in_place) for part in self._cut(in_place and direct, threads)]
+        run.for_each(lambda part: self._compute(source, result, part, in_place, direct), self._parts[key], threads)
 
     def _cut(self, in_place: bool, threads: int) -> list[Block]:
+        """Blocks of outputs: a few for each thread, and small where they are copied."""
         p = self.problem
-        size = self.dtype.itemsize
-        places = max(1, PART_BYTES // (size * max(p.in_channels, p.out_channels)))
+        places = max(1, PART_BYTES // (self.dtype.itemsize * max(p.in_channels, p.out_channels)))
         total = p.batch * math.prod(p.output)
         pieces = threads * PIECES if threads > 1 else 1
-        if not in_place or total <= places:
+        if not in_place:
             return list(cut(p, max(1, min(places, -(-total // pieces)))))
-        # Along each dimension: before the first output that sees x alone, after the last, and what lies between.
-        spans = []
-        for n, m, e, s, (before, _) in zip(p.size, p.output, p.extent, p.stride, p.padding, strict=True):
-            low = min(m, -(-max(before, 0) // s))
-            high = max(low, min(m, (n - e + before) // s + 1))
-            spans.append([(a, b) for a, b in ((0, low), (low, high), (high, m)) if a < b])
-        blocks = []
-        for image in range(p.batch):
-            for choice in itertools.product(*spans):
-                start, stop = (tuple(pair[i] for pair in choice) for i in (0, 1))
-                rows = stop[0] - start[0]
-                step = -(-rows // min(rows, pieces))
-                for first in range(start[0], stop[0], step):
-                    shape = (min(step, stop[0] - first), *(b - a for a, b in choice[1:]))
-                    blocks.append(box(p, slice(image, image + 1), (first, *start[1:]), shape))
-        return blocks
+        each = -(-pieces // p.batch)  # of an image
+        lengths = list(p.output)
+        # Whole tiles of rows; of a signal, so much that copying what two pieces see costs little.
+        unit = self.down * p.dilation[0] if p.spatial == 2 else max(4 * p.kernel[0], 1024)
+        lengths[0] = min(lengths[0], -(-lengths[0] // (each * unit)) * unit)
+        return list(grid(p, tuple(lengths)))
 
-    def _part(self, source: Array, result: Array, part: Block) -> None:
+    def _part(self, part: Block, in_place: bool) -> _Part:
+        """What the kernel needs to know of a part: of the image itself, or of a copy of its footprint."""
         p = self.problem
-        x, target = source[part.images], result[part.outputs]
-        inside = all(a >= 0 and a + n <= m for a, n, m in zip(part.foot_start, part.foot_shape, p.size, strict=True))
-        if inside and readable(source, self.dtype, -1) and part.spacing == p.dilation:
-            places = (slice(a, a + n) for a, n in zip(part.foot_start, part.foot_shape, strict=True))
-            foot = x[(slice(None), slice(None), *places)]
+        if in_place:
+            part = box(p, part.images, part.start, part.shape, gapless=True)
+            bounds = zip(part.foot_start, part.foot_shape, p.size, strict=True)
+            shown = [blocks.places(start, length, size, p.boundary) for start, length, size in bounds]
+            before, size = -part.foot_start[-1], p.size[-1]
         else:
-            foot = self._buffer("foot", len(x), p.in_channels, part.foot_shape)
-            fill_footprint(p, x, part, foot)
-        if readable(target, self.dtype, -1):
-            self._compute(foot, target, part)
+            shown, before, size = [np.arange(length) for length in part.foot_shape], 0, part.foot_shape[-1]
+        if p.spatial == 1:
+            shown.insert(0, np.zeros(1, np.int64))
+        length = len(shown[-1])
+        low = min(max(before, 0), length)
+        return _Part(part, shown[0], shown[1], before, low, max(low, min(before + size, length)))
+
+    def _compute(self, source: Array, result: Array, part: _Part, in_place: bool, direct: bool) -> None:
+        p, block = self.problem, part.block
+        x, target = source[block.images], result[block.outputs]
+        if not in_place:
+            foot = self._buffer("foot", len(x), p.in_channels, block.foot_shape)
+            fill_footprint(p, x, block, foot)
+            x = foot
+        y = target if direct else self._buffer("result", len(x), p.out_channels, block.shape)
+        if p.spatial == 1:
+            self._call(x[:, :, None], y[:, :, None], part, 1, out_bytes=result.nbytes)
         else:
-            buffer = self._buffer("result", len(x), p.out_channels, part.shape)
-            self._compute(foot, buffer, part)
-            assign(target, buffer)
+            self._call(x, y, part, block.spacing[0], out_bytes=result.nbytes)
+        if y is not target:
+            assign(target, y)
 
     def _buffer(self, purpose: str, images: int, channels: int, shape: tuple[int, ...]) -> Array:
         """Memory for (images, channels, *shape)."""
         (flat,) = run.workspace(purpose, images * channels * math.prod(shape), dtype=self.dtype)
         return flat.reshape(images, channels, *shape)
 
-    def _compute(self, foot: Array, target: Array, part: Block) -> None:
-        """One call for each image."""
-        p, size = self.problem, self.dtype.itemsize
-        row = 2 if p.spatial == 2 else -1
-        rows = part.shape[0] if p.spatial == 2 else 1
-        pitches = [s // size for s in (foot.strides[1], foot.strides[row], target.strides[1], target.strides[row])]
-        sizes = np.array([p.groups, p.group_out, rows, part.shape[-1], *pitches, part.spacing[-1]], np.int64)
-        for image, result in zip(foot, target, strict=True):
-            self.kernel(
-                image.ctypes.data, self.weight.ctypes.data, result.ctypes.data, self.bias.ctypes.data, sizes.ctypes.data
-            )
+    def _call(self, x: Array, y: Array, part: _Part, spacing: int, out_bytes: int) -> None:
+        """One call for each image, and for each phase of rows that lie apart."""
+        p, lanes = self.problem, host().lanes(self.dtype.name)
+        x_channel, x_row = (stride // x.itemsize for stride in x.strides[1:3])
+        y_channel, y_row = (stride // y.itemsize for stride in y.strides[1:3])
+        apart = part.block.spacing[-1]
+        vector = lanes * y.itemsize
+        even = all(pitch % vector == 0 for pitch in (y.strides[1], y.strides[2] * spacing))
+        streamed = even and out_bytes >= STREAMED_BYTES and y.shape[-1] >= 4 * lanes
+        kernel = self._kernel(x.dtype.name, y.dtype.name, apart, streamed)
+        slots, _, pitch = ring_shape(host(), self.dtype.name, self.high, (p.kernel[-1] - 1) * apart, self.down)
+        (ring,) = run.workspace("ring", (slots * self.down + self.high) * pitch, dtype=self.dtype)
+        rows = np.where(part.rows < 0, NOWHERE, part.rows * x_row)
+        columns = part.columns
+        for phase in range(min(spacing, y.shape[2])):
+            seen = np.ascontiguousarray(rows[phase::spacing])
+            count = -(-(y.shape[2] - phase) // spacing)
+            for image, sums in zip(x, y[:, :, phase:], strict=True):
+                begin = sums.ctypes.data
+                head = -begin // y.itemsize % lanes if even else 0
+                pitches = [x_channel, y_channel, y_row * spacing]
+                sizes = np.array(
+                    [p.groups, p.group_out, count, y.shape[3], *pitches, head, part.low, part.end, part.before],
+                    np.int64,
+                )
+                weight, bias, outside = self.fixed
+                tables = (ring.ctypes.data, seen.ctypes.data, columns.ctypes.data, sizes.ctypes.data)
+                kernel(image.ctypes.data, weight, begin, bias, outside, *tables)
+
+    @property
+    def high(self) -> int:
+        """Rows of the kernel."""
+        return self.problem.kernel[0] if self.problem.spatial == 2 else 1
+
+    def _kernel(self, source: str, result: str, apart: int, streamed: bool) -> Compiled:
+        return compiled(
+            filter_rows,
+            dtype=self.dtype.name,
+            source=source,
+            result=result,
+            high=self.high,
+            wide=self.problem.kernel[-1],
+            apart=apart if self.problem.kernel[-1] > 1 else 1,
+            down=self.down,
+            across=self.across,
+            streamed=streamed,
+        )
+
+
+def _readable(a: Array) -> bool:
+    """Whether the kernel can work on an array (N, C, *size) where it lies."""
+    return a.dtype.name in STORED and a.dtype.isnative and readable(a, a.dtype, -1)

@@ -20,6 +20,25 @@ _SUFFIX = {"float32": "f32", "float64": "f64"}
 BYTES = {"float32": 4, "float64": 8}
 
 
+@dataclass(frozen=True)
+class Stored:
+    """How numbers of a type lie in memory: as LLVM has them, their bytes, and their kind as NumPy names it."""
+
+    element: ir.Type
+    suffix: str
+    bytes: int
+    kind: str
+
+
+# The types of numbers that arrays may hold; vectors are of the kernel's own type.
+STORED = {
+    **{name: Stored(FLOATS[name], _SUFFIX[name], BYTES[name], "f") for name in FLOATS},
+    **{f"int{8 * size}": Stored(ir.IntType(8 * size), f"i{8 * size}", size, "i") for size in (1, 2, 4)},
+    **{f"uint{8 * size}": Stored(ir.IntType(8 * size), f"i{8 * size}", size, "u") for size in (1, 2, 4)},
+    "bool": Stored(ir.IntType(8), "i8", 1, "u"),
+}
+
+
 class Kernel:
     """One function of machine code, being written.
 
@@ -69,7 +88,8 @@ class Kernel:
     def array(self, name: str, *strides: int | Int, dtype: str | None = None) -> Array:
         """An array argument with these strides, in elements, of its axes.
 
-        Of the kernel's type; or of another, whose numbers are converted where they are loaded and stored.
+        Of the kernel's type; or of another (see `STORED`), whose numbers are converted where they are loaded and
+        stored: to integers towards zero, modulo their range, of numbers that an int32 can hold.
         """
         return Array(self, self._pointers[name], 0, tuple(strides), dtype or self.dtype)
 
@@ -132,7 +152,7 @@ class Kernel:
     def distance(self, a: Array, b: Array) -> Int:
         """How many elements behind A's beginning B begins."""
         first, second = (Int(self, self.builder.ptrtoint(array.beginning, I64)) for array in (a, b))
-        return Int(self, self.builder.sdiv((second - first).value, ir.Constant(I64, BYTES[a.dtype])))
+        return Int(self, self.builder.sdiv((second - first).value, ir.Constant(I64, STORED[a.dtype].bytes)))
 
     # Control.
 
@@ -190,6 +210,10 @@ class Kernel:
     def barrier(self) -> None:
         """Keep what is written before and behind apart: no load is moved, or made one with another, across here."""
         self.builder.fence("acq_rel", "singlethread")
+
+    def fence(self) -> None:
+        """Let other processors see what was stored before, also past the caches, ahead of what is stored after."""
+        self.builder.fence("seq_cst")
 
     # What is written.
 
@@ -445,7 +469,9 @@ class Array:
         return Array(self.kernel, self._beyond(elements.value), self.offset, self.strides, self.dtype)
 
     def _beyond(self, elements: ir.Value) -> ir.Value:
-        return self.kernel.builder.gep(self.pointer, [elements], inbounds=False, source_etype=FLOATS[self.dtype])
+        return self.kernel.builder.gep(
+            self.pointer, [elements], inbounds=False, source_etype=STORED[self.dtype].element
+        )
 
 
 @dataclass(frozen=True)
@@ -481,53 +507,74 @@ class Place:
         if not self.offset:
             return self.pointer
         builder = self.kernel.builder
-        return builder.gep(self.pointer, [ir.Constant(I64, self.offset)], source_etype=FLOATS[self.dtype])
+        return builder.gep(self.pointer, [ir.Constant(I64, self.offset)], source_etype=self._stored.element)
 
     def load(self, mask: Mask | None = None) -> Vector:
         """The vector that begins here; zeros in the lanes that the mask leaves out, whose memory is not touched."""
         kernel, kind = self.kernel, self._vector
         if mask is None:
-            return self._converted(kernel.builder.load(self.address, typ=kind, align=BYTES[self.dtype]))
-        name = f"llvm.masked.load.v{kernel.lanes}{_SUFFIX[self.dtype]}.p0"
+            return self._converted(kernel.builder.load(self.address, typ=kind, align=self._stored.bytes))
+        name = f"llvm.masked.load.v{kernel.lanes}{self._stored.suffix}.p0"
         function = kernel.intrinsic(name, kind, [POINTER, mask.value.type, kind])
-        nothing = ir.Constant(kind, [ir.Constant(kind.element, 0.0)] * kernel.lanes)
+        nothing = ir.Constant(kind, [ir.Constant(kind.element, 0)] * kernel.lanes)
         return self._converted(kernel.builder.call(function, [self.address, mask.value, nothing]))
 
-    def store(self, vector: Vector, mask: Mask | None = None) -> None:
-        """Put a vector here; lanes that the mask leaves out are not touched."""
-        kernel, kind, value = self.kernel, self._vector, vector.value
-        if self.dtype != kernel.dtype:
-            convert = kernel.builder.fptrunc if BYTES[self.dtype] < kernel.bytes else kernel.builder.fpext
+    def store(self, vector: Vector, mask: Mask | None = None, *, streamed: bool = False) -> None:
+        """Put a vector here; lanes that the mask leaves out are not touched.
+
+        ``streamed``: past the caches, for what nobody reads soon; whole vectors only, here must be a multiple of a
+        vector's bytes, and `Kernel.fence` must follow.
+        """
+        kernel, stored, kind, value = self.kernel, self._stored, self._vector, vector.value
+        if stored.kind != "f":
+            value = kernel.builder.fptosi(value, ir.VectorType(I32, kernel.lanes))
+            value = value if stored.bytes == 4 else kernel.builder.trunc(value, kind)
+        elif self.dtype != kernel.dtype:
+            convert = kernel.builder.fptrunc if stored.bytes < kernel.bytes else kernel.builder.fpext
             value = convert(value, kind)
         if mask is None:
-            kernel.builder.store(value, self.address, align=BYTES[self.dtype])
+            align = stored.bytes * kernel.lanes if streamed else stored.bytes
+            instruction = kernel.builder.store(value, self.address, align=align)
+            if streamed:
+                instruction.set_metadata("nontemporal", kernel.module.add_metadata([ir.Constant(I32, 1)]))
             return
-        name = f"llvm.masked.store.v{kernel.lanes}{_SUFFIX[self.dtype]}.p0"
+        name = f"llvm.masked.store.v{kernel.lanes}{stored.suffix}.p0"
         function = kernel.intrinsic(name, VOID, [kind, POINTER, mask.value.type])
         kernel.builder.call(function, [value, self.address, mask.value])
 
     @property
+    def _stored(self) -> Stored:
+        return STORED[self.dtype]
+
+    @property
     def _vector(self) -> ir.VectorType:
-        return ir.VectorType(FLOATS[self.dtype], self.kernel.lanes)
+        return ir.VectorType(self._stored.element, self.kernel.lanes)
 
     def _converted(self, value: ir.Value) -> Vector:
         """A loaded vector in the kernel's type."""
-        kernel = self.kernel
+        return Vector(self.kernel, self._number(value, self.kernel.vector))
+
+    def _number(self, value: ir.Value, kind: ir.Type) -> ir.Value:
+        """A loaded number, or vector, as ``kind``, of the kernel's type."""
+        kernel, stored = self.kernel, self._stored
         if self.dtype == kernel.dtype:
-            return Vector(kernel, value)
-        convert = kernel.builder.fpext if BYTES[self.dtype] < kernel.bytes else kernel.builder.fptrunc
-        return Vector(kernel, convert(value, kernel.vector))
+            return value
+        if stored.kind == "f":
+            return (kernel.builder.fpext if stored.bytes < kernel.bytes else kernel.builder.fptrunc)(value, kind)
+        return (kernel.builder.sitofp if stored.kind == "i" else kernel.builder.uitofp)(value, kind)
 
     def copy(self, source: Place) -> None:
-        """Put the one number that is at another place, of the same type, here."""
-        builder = self.kernel.builder
-        number = builder.load(source.address, typ=FLOATS[self.dtype], align=BYTES[self.dtype])
-        builder.store(number, self.address, align=BYTES[self.dtype])
+        """Put the one number that is at another place here: of the same type, or here of the kernel's."""
+        builder, stored = self.kernel.builder, source._stored
+        number = builder.load(source.address, typ=stored.element, align=stored.bytes)
+        if source.dtype != self.dtype:
+            number = source._number(number, self.kernel.element)
+        builder.store(number, self.address, align=self._stored.bytes)
 
     def splat(self) -> Vector:
         """The one number that is here, in every lane."""
-        kernel, builder = self.kernel, self.kernel.builder
-        number = builder.load(self.address, typ=FLOATS[self.dtype], align=BYTES[self.dtype])
+        kernel, builder, stored = self.kernel, self.kernel.builder, self._stored
+        number = builder.load(self.address, typ=stored.element, align=stored.bytes)
         nothing = ir.Constant(self._vector, ir.Undefined)
         first = builder.insert_element(nothing, number, ir.Constant(I32, 0))
         zeros = ir.Constant(ir.VectorType(I32, kernel.lanes), [0] * kernel.lanes)
