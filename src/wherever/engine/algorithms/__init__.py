@@ -17,6 +17,7 @@ from wherever.engine.algorithms.separable import Separable
 from wherever.engine.algorithms.taps import Taps
 from wherever.engine.algorithms.weight_gradient import Outer
 from wherever.engine.algorithms.winograd import Winograd
+from wherever.engine.algorithms.winograd_gradient import WinogradGradient
 
 _DIRECT: tuple[Algorithm, ...] = (Direct(), Grouped(), Places(), Filter(), Depthwise(), Im2col())
 
@@ -32,6 +33,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Phases("phases", (*_DIRECT, Winograd())),
     Phases("phases_directly", _DIRECT),
     Outer(),
+    WinogradGradient(),
     DepthwiseGradient(),
     Separable(),
     Im2col(),
@@ -60,4 +62,5 @@ __all__ = [
     "Separable",
     "Taps",
     "Winograd",
+    "WinogradGradient",
 ]

@@ -174,6 +174,15 @@ def offsets(shape: tuple[int, ...], steps: tuple[int, ...]) -> npt.NDArray[np.in
     return result
 
 
+def store_taps(out: Array, values: Array) -> None:
+    """Write gradients (K, C, taps), in any memory order, to an array (K, C, *kernel)."""
+    flat = out.reshape(values.shape)
+    if np.may_share_memory(flat, out):
+        assign(flat, values)
+    else:  # memory that does not take the taps as one axis
+        out[...] = values.reshape(out.shape)
+
+
 class OuterPrepared:
     """The gradient of the output, and the tables by which it meets x."""
 
@@ -313,11 +322,7 @@ class OuterPrepared:
             ordered = sums.reshape(p.taps, p.in_channels, count).transpose(2, 1, 0)
         else:
             ordered = sums.reshape(count, p.taps, p.in_channels).transpose(0, 2, 1)
-        flat = out.reshape(count, p.in_channels, p.taps)
-        if np.may_share_memory(flat, out):
-            assign(flat, ordered)
-        else:  # memory that does not take the taps as one axis
-            out[...] = ordered.reshape(out.shape)
+        store_taps(out, ordered)
 
     def _foot(self, x: Array, part: Block, threads: int) -> _Image:
         """The footprint of a part: where it lies, if it can be, or else copied."""

@@ -51,7 +51,7 @@ class Winograd(Algorithm):
         refusal = refuses_sums(problem)
         if refusal is not None:
             return refusal
-        if any(apart % s for apart, s in zip(_apart(problem), problem.stride, strict=True)):
+        if any(apart % s for apart, s in zip(x_steps(problem), problem.stride, strict=True)):
             return "tiles overlap where the dilation is a multiple of the stride"
         if not 1 <= _dimensions(problem) <= 3:
             return f"transforms 1 to 3 dimensions, not {_dimensions(problem)}"
@@ -96,18 +96,18 @@ def _dimensions(problem: ConvProblem) -> int:
     return sum(r > 1 for r in problem.kernel)
 
 
-def _apart(problem: ConvProblem) -> tuple[int, ...]:
+def x_steps(problem: ConvProblem) -> tuple[int, ...]:
     """How far apart the places of x are that one tile reads; where a kernel has one tap, as far as outputs look."""
     axes = zip(problem.kernel, problem.stride, problem.dilation, strict=True)
     return tuple(d if r > 1 else s for r, s, d in axes)
 
 
-def _classes(problem: ConvProblem) -> tuple[int, ...]:
+def y_steps(problem: ConvProblem) -> tuple[int, ...]:
     """How many residue classes the outputs fall into, in each dimension: how far apart the outputs of a tile are."""
-    return tuple(apart // s for apart, s in zip(_apart(problem), problem.stride, strict=True))
+    return tuple(apart // s for apart, s in zip(x_steps(problem), problem.stride, strict=True))
 
 
-def _tiles_along(outputs: int, tile: int, classes: int) -> int:
+def tiles_along(outputs: int, tile: int, classes: int) -> int:
     """How many tiles it takes for so many outputs of one dimension, each class by itself."""
     shorter, longer = divmod(outputs, classes)
     return (classes - longer) * -(-shorter // tile) + longer * -(-(shorter + 1) // tile)
@@ -168,7 +168,7 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     v_pixel, m_pixel = _pixel(problem.group_in, lanes), _pixel(problem.group_out, lanes)
     tile_bytes = points * (v_pixel + m_pixel) * size
     weights = points * problem.group_in * problem.group_out
-    classes = _classes(problem)
+    classes = y_steps(problem)
     steps = [m * e for m, e in zip(tile, classes, strict=True)]  # outputs of one tile of each class
     along = [-(-n // step) for n, step in zip(problem.output, steps, strict=True)]
 
@@ -193,7 +193,7 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     parts = -(-problem.batch // images) * math.prod(-(-n // c) for n, c in zip(along, counts, strict=True))
     shape = tuple(c * step for c, step in zip(counts, steps, strict=True))
     numbers = zip(shape, problem.output, tile, classes, strict=True)
-    tiles = images * math.prod(_tiles_along(min(n, most), m, e) for n, most, m, e in numbers)
+    tiles = images * math.prod(tiles_along(min(n, most), m, e) for n, most, m, e in numbers)
 
     # As many tiles together as the cache holds; more where the weights do not fit and are read again for each of them.
     wanted = max(1, int(0.6 * machine.cache / tile_bytes))
@@ -233,13 +233,13 @@ def _register_tile(tiles: int, blocks: int) -> tuple[int, int]:
     return best[1], best[2]
 
 
-class _Part:
+class Part:
     """One part of the problem: a block of outputs, and its tiles."""
 
     def __init__(self, problem: ConvProblem, tile: tuple[int, ...], block: Block) -> None:
         self.block, self.tile = block, tile
         self.images = block.images.stop - block.images.start
-        axes = zip(block.shape, tile, problem.kernel, problem.stride, _apart(problem), strict=True)
+        axes = zip(block.shape, tile, problem.kernel, problem.stride, x_steps(problem), strict=True)
         self.axes = [_Axis(*axis) for axis in axes]
         self.count = self.images * math.prod(len(axis.first) for axis in self.axes)
         seen = [
@@ -358,7 +358,7 @@ class WinogradPrepared:
             y_pixel=p.out_channels,
             v_pixel=self.v_pixel,
             m_pixel=self.m_pixel,
-            sparse=_apart(p)[-1] > 1,
+            sparse=x_steps(p)[-1] > 1,
             rows=tiling.rows,
             vectors=tiling.vectors,
             ahead=tiling.vectors if tiling.together <= tiling.rows else 1,
@@ -369,7 +369,7 @@ class WinogradPrepared:
         self.filler = np.full(p.group_in, 0 if isinstance(p.boundary, str) else p.boundary, self.dtype)
         self.weight = self._transformed(operand)
         self._work: dict[tuple[Any, ...], list[_Work]] = {}
-        self.parts = [_Part(p, tiling.tile, block) for block in grid(p, tiling.shape, tiling.images, gapless=True)]
+        self.parts = [Part(p, tiling.tile, block) for block in grid(p, tiling.shape, tiling.images, gapless=True)]
 
     @functools.cached_property
     def direct(self) -> Im2colPrepared:
@@ -453,7 +453,7 @@ class _Work:
         That share the part.
     """
 
-    def __init__(self, prepared: WinogradPrepared, part: _Part, x: Array, y: Array, threads: int) -> None:
+    def __init__(self, prepared: WinogradPrepared, part: Part, x: Array, y: Array, threads: int) -> None:
         p, block, size, tiling = prepared.problem, part.block, prepared.dtype.itemsize, prepared.tiling
         self.prepared, self.part = prepared, part
         x_pitches, y_pitches = prepared.pitches(x, p.in_channels), prepared.pitches(y, p.out_channels)
@@ -479,7 +479,7 @@ class _Work:
         self.copied = numbers
 
         tables = part.table(low, x_pitches, y_pitches)
-        pitches = (*_spread(x_pitches[1:], _apart(p)), *_spread(y_pitches[1:], _classes(p)))
+        pitches = (*_spread(x_pitches[1:], x_steps(p)), *_spread(y_pitches[1:], y_steps(p)))
         self.calls = []
         for tiles, blocks in prepared.shares(part.count, threads):
             span = (tiles.start, tiles.stop, tiling.together, blocks.start, blocks.stop, prepared.blocks)
