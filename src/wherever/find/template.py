@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wherever.engine.copies import assign
-from wherever.engine.kernels.compile import compiled, unavailable
-from wherever.engine.kernels.windows import normalised
+from wherever.engine.kernels.compile import compiled, host, unavailable
+from wherever.engine.kernels.windows import centred, normalised
 from wherever.engine.run import for_each, fresh, get_threads, workspace
 from wherever.ops import conv
 
@@ -19,6 +19,7 @@ _SAMPLED = 16  # rows that tell about where the means are
 _LEAST = 1e-15  # of the largest number of an image, or 1 / that, that needs no scale
 _ROUNDED = 64  # places that rows of planes are multiples of: groups of vectors of any machine
 _BLOCK = 1 << 16  # numbers that are centred at once
+_APART = 4  # channels up to which a kernel tells them apart
 _TILE = 1024  # columns of windows that are summed at once, or as many as a window has
 _STRIP = 16  # rows
 
@@ -162,17 +163,31 @@ def _without(
     (memory,) = workspace("planes", high * channels * pitch, dtype=dtype)
     planes = memory.reshape(high, channels, pitch)[..., :wide]
     inside = planes[above : above + height, :, left : left + width]
-    totals, largest = np.zeros(channels), 0.0
-    step = max(1, _BLOCK // (width * channels))
-    with np.errstate(all="ignore"):
-        for first in range(0, height, step):  # blocks of rows that stay in the cache
-            block = inside[first : first + step]
-            assign(block, np.moveaxis(x[first : first + step].astype(dtype, copy=False), 2, 1))
-            block -= centre[:, None]
-            totals += block.sum(axis=2).sum(axis=0, dtype=np.float64)
-            if x.dtype.kind == "f":
-                largest = float(np.maximum(largest, np.maximum(block.max(), -block.min())))  # or NaN
+    blocks = range(0, height, max(1, _BLOCK // (width * channels)))  # of rows that stay in the cache
+    found = [_subtract(x[i : i + blocks.step], centre, inside[i : i + blocks.step]) for i in blocks]
+    totals = np.sum([sums for sums, _ in found], axis=0)
+    largest = float(np.max([most for _, most in found])) if x.dtype.kind == "f" else 0.0
     return planes, (totals / (height * width)).astype(dtype), largest
+
+
+def _subtract(x: NDArray[Any], centre: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
+    """Put rows of x (h, w, C) less the centre (C,) into y (h, C, w); return its sums (C,), and its largest."""
+    with np.errstate(all="ignore"):
+        x = x.astype(y.dtype, copy=False)
+        (high, wide, channels), size = x.shape, y.itemsize
+        if channels > _APART or unavailable() is not None:
+            assign(y, x.transpose(0, 2, 1))
+            y -= centre[:, None]
+            return y.sum(axis=2).sum(axis=0, dtype=np.float64), float(np.maximum(y.max(), -y.min()))
+        if x.strides[1:] != (channels * size, size) or x.strides[0] % size or not x.flags.aligned:
+            x = np.ascontiguousarray(x)
+        found = np.empty((high, channels, 3, host().lanes(y.dtype.name)), y.dtype)
+        sizes = [high, wide, x.strides[0] // size, y.strides[0] // size, y.strides[1] // size]
+        kernel = compiled(centred, dtype=y.dtype.name, channels=channels)
+        kernel(*(a.ctypes.data for a in (x, centre, y, found, np.array(sizes, np.int64))))
+        sums = found[:, :, 0].sum(axis=(0, 2), dtype=np.float64)
+        largest = max(float(found[:, :, 1].max()), -float(found[:, :, 2].min()))
+        return sums, largest if np.isfinite(sums).all() else math.nan
 
 
 def _normalise(scores: NDArray[Any], planes: NDArray[Any], size: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""Sums over all windows of an image, a few additions each, and correlations divided by the lengths of windows."""
+"""Images as planes without their means, sums over all their windows, and correlations divided by these' lengths."""
 
 from __future__ import annotations
 
@@ -152,4 +152,55 @@ def normalised(target: Target, *, dtype: str) -> Kernel:
                     place.store(flat.select(zero, value), mask)
 
                 sum_across(squares[r], count, divide)
+    return kernel
+
+
+def centred(target: Target, *, dtype: str, channels: int) -> Kernel:
+    """Write y[i, c, j] = x[i, j, c] - centre[c], and of each row and channel the sum and the extremes of y.
+
+    Parameters
+    ----------
+    dtype
+        Of all arrays.
+    channels
+        Of x, where they lie side by side: they are told apart in registers.
+
+    The arrays: x; centre; y; found, a vector of sums, one of maxima and one of minima for each row and channel. The
+    sizes: rows, columns, and distances: of rows of x, of rows and of channels of y.
+    """
+    lanes = target.lanes(dtype)
+    kernel = Kernel(
+        "centred", dtype, lanes, ["x", "centre", "y", "found"], ["rows", "columns", "x_row", "y_row", "plane"]
+    )
+    rows, columns, x_row, y_row, plane = (kernel.size(name) for name in ("rows", "columns", "x_row", "y_row", "plane"))
+    x, y = kernel.array("x", x_row, 1), kernel.array("y", y_row, plane, 1)
+    centres = [kernel.array("centre", 1)[c].splat() for c in range(channels)]
+    found = kernel.array("found", channels * 3 * lanes, 3 * lanes, lanes, 1)
+
+    def apart(vectors: list[Vector], channel: int) -> Vector:
+        """Of so many pixels' channels this one."""
+        wanted = [i * channels + channel for i in range(lanes)]
+        result = vectors[0]
+        for number, vector in enumerate(vectors):
+            # What is in this vector, and what was found before; of the first vector nothing is kept yet.
+            order = [w % lanes + lanes if w // lanes == number else i for i, w in enumerate(wanted)]
+            result = result.shuffled(vector, order)
+        return result
+
+    with kernel.loop(rows) as i:
+        sums, most, least = (kernel.variables(channels) for _ in range(3))
+        for j, mask in kernel.vectors(0, columns):
+            places = [(x[i, j * channels + n * lanes], (columns - j) * channels - n * lanes) for n in range(channels)]
+            vectors = [place.load(None if mask is None else kernel.mask(count)) for place, count in places]
+            for c, centre in enumerate(centres):
+                value = apart(vectors, c) - centre if channels > 1 else vectors[0] - centre
+                y[i, c, j].store(value, mask)
+                if mask is not None:
+                    value = mask.select(value, kernel.splat(0))
+                sums[c] = sums[c] + value
+                most[c] = (value <= most[c]).select(most[c], value)
+                least[c] = (value <= least[c]).select(value, least[c])
+        for c in range(channels):
+            for n, extreme in enumerate((sums, most, least)):
+                found[i, c, n, 0].store(extreme[c])
     return kernel
