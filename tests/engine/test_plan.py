@@ -183,6 +183,7 @@ LARGE = {
     "large kernels": ((4, 64, 56, 56), (64, 64, 7, 7), {"padding": 3}),
     "depthwise": ((1, 128, 56, 56), (128, 1, 9, 9), {"padding": 4, "groups": 128}),
     "volume": ((1, 16, 32, 32, 32), (32, 16, 3, 3, 3), {"padding": 1}),
+    "several kernels": ((1, 2, 512, 512), (8, 1, 15, 15), {"padding": 7, "groups": 2}),
     "signal": ((1, 1, 10**6), (1, 1, 4095), {}),
     "layer of a signal": ((1, 64, 4000), (64, 64, 63), {}),
     "the source's own": ((1, 1, 1000, 1000), (1, 1, 1999, 1999), {"padding": "same"}),

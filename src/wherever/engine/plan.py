@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import statistics
 import time
 from dataclasses import astuple, dataclass
@@ -230,7 +231,7 @@ def _remember(problem: ConvProblem, precision: str, measured: Measured) -> None:
 
 
 def _recall(problem: ConvProblem, precision: str, threads: int) -> Measured | None:
-    if not cache.cache_directory("choices").is_dir():
+    if not os.path.isdir(cache.cache_directory("choices")):
         return None
     content = cache.read("choices", _key(problem, precision, threads))
     if content is None:
@@ -255,8 +256,11 @@ def _key(problem: ConvProblem, precision: str, threads: int) -> str:
 @functools.cache
 def _circumstances() -> list[Any]:
     """The processor, and the state of every file that computes: a changed program is measured again."""
-    stats = ((path, path.stat()) for path in sorted(Path(__file__).parent.rglob("*.py")))
-    files = [(path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    files = []
+    for folder in (here := Path(__file__).parent, here / "algorithms", here / "kernels"):
+        with os.scandir(folder) as entries:
+            stats = sorted((entry.name, entry.stat()) for entry in entries if entry.name.endswith(".py"))
+        files += [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     target = None if unavailable() else host()
     return [np.__version__, files, *(() if target is None else (target.cpu, target.features))]
 

@@ -80,7 +80,7 @@ class Fourier(Algorithm):
     def least(self, problem: ConvProblem, machine: Machine) -> float:
         """As if tiles overlapped nowhere, and every transform took one pass."""
         forward = as_forward(problem)
-        places = forward.batch * math.prod(forward.output) * forward.out_channels
+        places = forward.batch * math.prod(forward.output) * (forward.in_channels + forward.out_channels) / 2
         each = 2.5 * 4 / machine.transforms + 4 / machine.copy
         return places / 2 * each * working_dtype(forward.dtype).itemsize / 4 + 40 * machine.call
 

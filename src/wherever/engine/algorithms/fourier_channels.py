@@ -20,7 +20,7 @@ from wherever.engine.algorithms.overlap_save import transform_length
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, fill_footprint, gather, grid, runs
 from wherever.engine.copies import assign
-from wherever.engine.kernels.compile import Compiled, compiled, host
+from wherever.engine.kernels.compile import Compiled, compiled, host, unavailable
 from wherever.engine.kernels.fourier_channels import (
     OUTSIDE,
     fourier_depthwise,
@@ -82,16 +82,9 @@ class FourierChannels(Algorithm):
     def least(self, problem: ConvProblem, machine: Machine) -> float:
         """As if tiles overlapped nowhere, and every dimension took one pass."""
         forward = as_forward(problem)
-        dtype = working_dtype(forward.dtype)
         places = forward.batch * math.prod(forward.output)
-        channels = forward.in_channels + forward.out_channels
-        passes = places / 2 * (1 + sum(r > 1 for r in forward.kernel)) / machine.transforms
-        if _depthwise(forward):
-            seconds = _DEPTHWISE_PASS * passes * channels
-        else:
-            sums = 2 * places * forward.out_channels * forward.group_in / machine.multiply_adds
-            seconds = sums + _DENSE_PASS * passes * channels
-        return seconds * dtype.itemsize / 4 + 30 * machine.call
+        count = 1 + sum(r > 1 for r in forward.kernel)
+        return _least(forward, machine)(places, count) if unavailable() is None else 0.0
 
     def preparation(self, problem: ConvProblem, machine: Machine) -> float:
         """Transforms of the kernel, and its spectrum written, into memory that is new."""
@@ -193,8 +186,19 @@ def best_tiling(problem: ConvProblem, machine: Machine) -> Tiling:
 
 def _bounds(problem: ConvProblem, machine: Machine) -> Iterator[tuple[float, tuple[int, ...], tuple[int, ...]]]:
     """For all tiles the seconds they take at least, as if every register tile and every part were full."""
+    seconds = _least(problem, machine)
+    for lengths, shape in _tiles(problem):
+        places, count = problem.batch, 1
+        for n, m, outputs in zip(lengths, shape, problem.output, strict=True):
+            places *= n * -(-outputs // m)
+            count += len(passes(n))
+        yield seconds(places, count), lengths, shape
+
+
+def _least(problem: ConvProblem, machine: Machine) -> Callable[[int, int], float]:
+    """A lower bound of the seconds, given the places of all tiles and the passes over each."""
     dtype = working_dtype(problem.dtype)
-    lanes = host().lanes(dtype.name)
+    lanes = host().lanes(dtype.name) if dtype.char in "fd" else 1
     padded = sum(-(-c // lanes) * lanes for c in (problem.in_channels, problem.out_channels))
     each_pass, sums = padded / 2 / machine.transforms, 0.0
     if _depthwise(problem):
@@ -202,13 +206,10 @@ def _bounds(problem: ConvProblem, machine: Machine) -> Iterator[tuple[float, tup
     else:
         each_pass *= _DENSE_PASS
         sums = 2 * problem.in_channels * (-(-problem.group_out // lanes) * lanes) / machine.multiply_adds
-    scale, least = problem.batch * dtype.itemsize / 4, 30 * machine.call
-    for lengths, shape in _tiles(problem):
-        places, count = 1, 1
-        for n, m, outputs in zip(lengths, shape, problem.output, strict=True):
-            places *= n * -(-outputs // m)
-            count += len(passes(n))
-        yield scale * places * (count * each_pass + sums) + least, lengths, shape
+    scale, fixed = dtype.itemsize / 4, 30 * machine.call
+    if problem.layout == "channels_first":
+        fixed += scale * 2 * problem.batch * math.prod(problem.output) * padded / machine.copy
+    return lambda places, count: scale * places * (count * each_pass + sums) + fixed
 
 
 def _tiling(problem: ConvProblem, machine: Machine, lengths: tuple[int, ...], shape: tuple[int, ...]) -> Tiling:

@@ -168,11 +168,17 @@ def radices(length: int, largest: int = LARGEST, last: int | None = None) -> tup
         return None if before is None else (*before, last)
     if length <= 1:
         return ()
+    rest = length
+    for radix in range(2, largest + 1):
+        while rest % radix == 0:
+            rest //= radix
+    if rest > 1:
+        return None  # found at once, where trying every radix would take long
     options = []
     for radix in range(2, min(largest, length) + 1):
-        rest = radices(length // radix, largest) if length % radix == 0 else None
-        if rest is not None:
-            options.append(tuple(sorted((radix, *rest))))
+        others = radices(length // radix, largest) if length % radix == 0 else None
+        if others is not None:
+            options.append(tuple(sorted((radix, *others))))
     return min(options, key=lambda option: (len(option), max(option), option), default=None)
 
 
