@@ -10,6 +10,7 @@ from wherever.engine.algorithms.fourier_channels import FourierChannels
 from wherever.engine.algorithms.grouped import Grouped
 from wherever.engine.algorithms.im2col import Im2col
 from wherever.engine.algorithms.overlap_save import OverlapSave
+from wherever.engine.algorithms.panels import Panels
 from wherever.engine.algorithms.phases import Phases
 from wherever.engine.algorithms.places import Places
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
@@ -19,11 +20,12 @@ from wherever.engine.algorithms.weight_gradient import Outer
 from wherever.engine.algorithms.winograd import Winograd
 from wherever.engine.algorithms.winograd_gradient import WinogradGradient
 
-_DIRECT: tuple[Algorithm, ...] = (Direct(), Grouped(), Places(), Filter(), Depthwise(), Im2col())
+_DIRECT: tuple[Algorithm, ...] = (Direct(), Grouped(), Panels(), Places(), Filter(), Depthwise(), Im2col())
 
 ALGORITHMS: tuple[Algorithm, ...] = (
     Direct(),
     Grouped(),
+    Panels(),
     Places(),
     Winograd(),
     Filter(),
@@ -56,6 +58,7 @@ __all__ = [
     "Im2col",
     "Outer",
     "OverlapSave",
+    "Panels",
     "Phases",
     "Places",
     "Prepared",

@@ -19,11 +19,11 @@ from wherever.engine.algorithms.blockwise import channels_first
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
-from wherever.engine.blocks import Block, box, cut, fill_footprint, last_axes, shown
+from wherever.engine.blocks import Block, box, cut, fill_footprint, last_axes
 from wherever.engine.copies import assign
+from wherever.engine.footprint import Footprint
 from wherever.engine.kernels.compile import Compiled, compiled, host
 from wherever.engine.kernels.direct import CHUNK, LINE_BYTES, direct
-from wherever.engine.kernels.gather import NOWHERE, gather
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
@@ -486,7 +486,7 @@ class _Part:
         self.prepared, self.block, self.in_place = prepared, block, in_place
         self.writes_in_place = y is not None
         self.images = block.images.stop - block.images.start
-        self.gather: _Gather | None = None
+        self.gather: Footprint | None = None
         self.foot_pixel = self.foot = self.result = 0  # the last two in elements: of the copies
         self.x_start = self.y_start = 0  # in bytes
         if in_place:
@@ -501,7 +501,8 @@ class _Part:
                 x_pitches = _dense((self.images, *block.foot_shape), self.foot_pixel)
             self.foot = self.images * x_pitches[0]
             if x is not None:
-                self.gather = _Gather(prepared, block, x, self.foot_pixel)
+                rows = np.arange(block.images.start, block.images.stop, dtype=np.int64) * x[0]
+                self.gather = Footprint(p, block, rows, x[1:], p.in_channels, self.foot_pixel, prepared.dtype)
         if y is None:
             y_pitches = _dense((self.images, *block.shape), p.out_channels)
             self.result = self.images * y_pitches[0]
@@ -612,37 +613,3 @@ def _shared(tiles: int, blocks: int, threads: int) -> list[tuple[range, range]]:
     cuts = [number * i // min(threads, number) for i in range(min(threads, number) + 1)]
     pieces = [range(a, b) for a, b in itertools.pairwise(cuts)]
     return [(piece, range(blocks)) if by_tiles else (range(tiles), piece) for piece in pieces]
-
-
-class _Gather:
-    """A footprint as rows of runs of x: places side by side in both, and gaps that show what lies outside."""
-
-    def __init__(self, prepared: DirectPrepared, block: Block, x: tuple[int, ...], pixel: int) -> None:
-        p = prepared.problem
-        rows = np.arange(block.images.start, block.images.stop, dtype=np.int64) * x[0]
-        nowhere = np.zeros(len(rows), bool)
-        for dim in range(p.spatial - 1):
-            places = shown(p, block, dim)
-            rows = (rows[:, None] + places * x[1 + dim]).ravel()
-            nowhere = (nowhere[:, None] | (places < 0)).ravel()
-        self.rows = np.where(nowhere, NOWHERE, rows)
-        places = shown(p, block, p.spatial - 1)
-        before = np.concatenate([[-2], places[:-1]])
-        dense = pixel == p.in_channels == x[-1]
-        follows = np.where(places < 0, before == -1, dense & (places == before + 1) & (before >= 0))
-        starts = np.flatnonzero(~follows)
-        lengths = np.diff(starts, append=len(places))
-        there = places[starts] >= 0
-        numbers = lengths * pixel if dense else np.full(len(starts), p.in_channels)
-        runs = np.stack([places[starts] * x[-1], starts * pixel, numbers], 1)[there]
-        gaps = np.stack([starts * pixel, lengths * pixel], 1)[~there]
-        self.runs, self.gaps = np.ascontiguousarray(runs, np.int64), np.ascontiguousarray(gaps, np.int64)
-        self.sizes = np.array([len(self.rows), len(self.runs), len(self.gaps), len(places) * pixel], np.int64)
-        self.outside = np.array([0 if isinstance(p.boundary, str) else p.boundary], prepared.dtype)
-        self.kernel = compiled(gather, dtype=prepared.dtype.name)
-        tables = (self.outside, self.rows, self.runs, self.gaps, self.sizes)
-        self.addresses = tuple(table.ctypes.data for table in tables)
-
-    def __call__(self, x: int, foot: int) -> None:
-        """Put it together, at one address, from the array at another."""
-        self.kernel(x, foot, *self.addresses)
