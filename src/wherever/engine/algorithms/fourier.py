@@ -148,36 +148,73 @@ class Tiling:
 
 @functools.lru_cache(maxsize=512)
 def best_tiling(problem: ConvProblem, machine: Machine) -> Tiling | None:
-    """The cheapest tiles of a dense problem; None if there are none."""
-    found = tilings(problem, machine)
+    """The cheapest tiles of a dense problem; None if there are none.
+
+    Those that are cheapest if they stay in the cache are counted first, until no other can be cheaper.
+    """
     limit = max(_MOST_BYTES, 32 * math.prod(problem.w_shape) * working_dtype(problem.dtype).itemsize)
-    fitting = [tiling for tiling in found if tiling.workspace <= limit]
-    return min(fitting or found, key=lambda tiling: tiling.seconds, default=None)
+    bounds = sorted(((_least(problem, machine, some), some) for some in _candidates(problem)), key=lambda pair: pair[0])
+    best: Tiling | None = None
+    for bound, some in bounds:
+        if best is not None and bound >= best.seconds:
+            break
+        tiling = _tiling(problem, machine, some)
+        if tiling.workspace <= limit and (best is None or tiling.seconds < best.seconds):
+            best = tiling
+    return best or min(tilings(problem, machine), key=lambda tiling: tiling.seconds, default=None)
 
 
 def tilings(problem: ConvProblem, machine: Machine) -> list[Tiling]:
     """All tiles of a dense problem that are considered."""
-    return _signal_tilings(problem, machine) if problem.extent[0] == 1 else _image_tilings(problem, machine)
+    return [_tiling(problem, machine, some) for some in _candidates(problem)]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Tiles before their cost is known: radices of columns and rows, and what `Tiling` says of them."""
+
+    down: tuple[int, ...]
+    across: tuple[int, ...]
+    places: int
+    signal: bool
+    shape: tuple[int, int]
+    tiles: int
+
+    @property
+    def passes(self) -> int:
+        """Through one dimension, there and back; and for a signal the roots."""
+        return 2 * (len(self.down) + len(self.across)) + (3 if self.signal else 0)
+
+
+def _candidates(problem: ConvProblem) -> list[_Candidate]:
+    return _signal_candidates(problem) if problem.extent[0] == 1 else _image_candidates(problem)
+
+
+def _lengths(step: int, last: int | None, longest: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Multiples of a step with few radices, and these; as long as asked for, or longer."""
+    return _lengths_to(step, last, min(_LONGEST, 1 << max(longest - 1, 511).bit_length()))
 
 
 @functools.cache
-def _lengths(step: int, last: int | None) -> list[tuple[int, tuple[int, ...]]]:
-    """Multiples of a step with few radices, and these."""
+def _lengths_to(step: int, last: int | None, longest: int) -> list[tuple[int, tuple[int, ...]]]:
     found = []
-    for length in range(step, _LONGEST + 1, step):
-        factors = radices(length, _LARGEST_RADIX, last)
+    for length in range(step, longest + 1, step):
+        rest = length
+        for prime in (2, 3, 5, 7):
+            while rest % prime == 0:
+                rest //= prime
+        factors = radices(length, _LARGEST_RADIX, last) if rest == 1 else None
         if factors is not None and len(factors) <= 5:
             found.append((length, factors))
     return found
 
 
-def _image_tilings(problem: ConvProblem, machine: Machine) -> list[Tiling]:
-    dtype = working_dtype(problem.dtype).name
-    lanes = host().lanes(dtype)
-    down = _axis_options(problem, 0, _lengths(_last(lanes), _last(lanes)), 1)
-    across = _axis_options(problem, 1, _lengths(lanes, None), lanes)
+def _image_candidates(problem: ConvProblem) -> list[_Candidate]:
+    lanes = host().lanes(working_dtype(problem.dtype).name)
+    down = _axis_options(problem, 0, _last(lanes), _last(lanes), 1)
+    across = _axis_options(problem, 1, lanes, None, lanes)
     return [
-        _tiling(problem, machine, Layout(dtype, lanes, rows, columns), False, (high, wide), count * number)
+        _Candidate(rows, columns, math.prod(rows) * math.prod(columns), False, (high, wide), count * number)
         for high, rows, count in down
         for wide, columns, number in across
     ]
@@ -189,14 +226,14 @@ def _last(lanes: int) -> int:
 
 
 def _axis_options(
-    problem: ConvProblem, dim: int, lengths: list[tuple[int, tuple[int, ...]]], multiple: int
+    problem: ConvProblem, dim: int, step: int, last: int | None, multiple: int
 ) -> list[tuple[int, tuple[int, ...], int]]:
     """(outputs of a tile, radices, number of tiles) for tiles of all good lengths, up to the whole axis."""
     n, extent = problem.output[dim], problem.extent[dim]
     whole = transform_length(problem, dim, 0, n)
     options: list[tuple[int, tuple[int, ...], int]] = []
     longest, before, fewest = max(512, 8 * extent), 0.0, math.inf
-    for length, factors in lengths:
+    for length, factors in _lengths(step, last, 2 * max(whole, extent)):
         if length >= whole:
             options.append((n, factors, 1))
             break
@@ -213,62 +250,69 @@ def _axis_options(
     return options
 
 
-def _spread(lengths: list[tuple[int, tuple[int, ...]]]) -> list[tuple[int, tuple[int, ...]]]:
+def _spread(step: int, last: int | None, longest: int) -> list[tuple[int, tuple[int, ...]]]:
     """Those of the lengths that are far enough apart."""
     found: list[tuple[int, tuple[int, ...]]] = []
-    for length, factors in lengths:
+    for length, factors in _lengths(step, last, longest):
         if not found or length >= _APART * found[-1][0]:
             found.append((length, factors))
     return found
 
 
-def _signal_tilings(problem: ConvProblem, machine: Machine) -> list[Tiling]:
+def _signal_candidates(problem: ConvProblem) -> list[_Candidate]:
     """Tiles that are one long row: of a square of places, about."""
-    dtype = working_dtype(problem.dtype).name
-    lanes = host().lanes(dtype)
-    n, extent = problem.output[1], problem.extent[1]
+    lanes = host().lanes(working_dtype(problem.dtype).name)
+    n, extent, last = problem.output[1], problem.extent[1], _last(lanes)
     found = []
-    options = (_spread(lengths) for lengths in (_lengths(_last(lanes), _last(lanes)), _lengths(lanes, None)))
-    for (high, rows), (wide, columns) in itertools.product(*options):
+    longest = math.isqrt(8 * (2 * n + extent)) + 8 * last  # of the rows below
+    for (high, rows), (wide, columns) in itertools.product(_spread(last, last, longest), _spread(lanes, None, longest)):
         if not wide / 8 <= high <= 2 * wide or high * wide > _LONGEST * 64:
             continue
         most = (high * wide - extent + 1) // wide
-        if most < 1 or (most * wide > 2 * n and high > _last(lanes)):
+        if most < 1 or (most * wide > 2 * n and high > last):
             continue
         # Whole rows of a tile are written.
         tiles = problem.output[0] * -(-n // (most * wide))
-        layout = Layout(dtype, lanes, rows, columns)
-        found.append(_tiling(problem, machine, layout, True, (1, most * wide), tiles))
+        found.append(_Candidate(rows, columns, high * wide, True, (1, most * wide), tiles))
     return found
 
 
-def _tiling(
-    problem: ConvProblem, machine: Machine, layout: Layout, signal: bool, shape: tuple[int, int], tiles: int
-) -> Tiling:
-    size = working_dtype(problem.dtype).itemsize
+def _least(problem: ConvProblem, machine: Machine, some: _Candidate) -> float:
+    """What tiles cost that stay in the cache: the transforms alone."""
     inputs, results = problem.group_in, problem.group_out
-    pairs = problem.groups * -(-problem.batch * tiles // 2)
-    kernels = problem.groups * inputs * results
-    places = layout.high * layout.wide
-    # What passes through the cache for each pair; and between columns and rows of a signal the roots, twice.
-    touched = (sum(layout.scratch) + layout.spectrum * (2 if signal else 1)) * size
-    beyond_kernels = max(0.0, math.log2(inputs * (results + 1) * layout.spectrum * size / (2 * machine.cache)))
-    passes = 2 * (len(layout.down) + len(layout.across)) + (3 if signal else 0)
-    beyond = max(0.0, math.log2(touched / (4 * machine.cache)))
-    per_place = 2.5 * passes / machine.transforms + (4 + 4 * beyond) / machine.copy
-    if signal:
-        per_place *= 1.5
+    pairs = problem.groups * -(-problem.batch * some.tiles // 2)
     # A spectrum takes half of the transforms, and is written.
-    transforms = pairs * (inputs + results) / 2 + 0.6 * kernels
-    seconds = places * per_place * transforms * size / 4 + 40 * machine.call
+    transforms = pairs * (inputs + results) / 2 + 0.6 * problem.groups * inputs * results
+    return some.places * transforms * _per_place(problem, machine, some, 0.0)
+
+
+def _per_place(problem: ConvProblem, machine: Machine, some: _Candidate, beyond: float) -> float:
+    """Seconds for a place of a pair of tiles, there and back, which are so many times as large as the cache (log2)."""
+    seconds = 2.5 * some.passes / machine.transforms + (4 + 4 * beyond) / machine.copy
+    return seconds * (1.5 if some.signal else 1.0) * working_dtype(problem.dtype).itemsize / 4
+
+
+def _tiling(problem: ConvProblem, machine: Machine, some: _Candidate) -> Tiling:
+    dtype, inputs, results = working_dtype(problem.dtype), problem.group_in, problem.group_out
+    layout, size = Layout(dtype.name, host().lanes(dtype.name), some.down, some.across), dtype.itemsize
+    pairs = problem.groups * -(-problem.batch * some.tiles // 2)
+    scratch, spectrum = layout.scratch, layout.spectrum
+    # What passes through the cache for each pair; and between columns and rows of a signal the roots, twice.
+    touched = (sum(scratch) + spectrum * (2 if some.signal else 1)) * size
+    beyond = max(0.0, math.log2(touched / (4 * machine.cache)))
+    seconds = _least(problem, machine, some)
+    if beyond:
+        seconds *= _per_place(problem, machine, some, beyond) / _per_place(problem, machine, some, 0.0)
+    seconds += 40 * machine.call
     if inputs * results > 1:
-        per_product = _PRODUCT / machine.transforms + beyond_kernels / machine.copy
-        seconds += places * per_product * pairs * inputs * results * size / 4
-    copied = _copied(problem, signal, tiles, pairs)
-    seconds += copied * (_COPIED * machine.call + 8 * places * size / 4 / machine.copy)
+        kernels = max(0.0, math.log2(inputs * (results + 1) * spectrum * size / (2 * machine.cache)))
+        per_product = _PRODUCT / machine.transforms + kernels / machine.copy
+        seconds += some.places * per_product * pairs * inputs * results * size / 4
+    copied = _copied(problem, some.signal, some.tiles, pairs)
+    seconds += copied * (_COPIED * machine.call + 8 * some.places * size / 4 / machine.copy)
     works = inputs + 1 if inputs * results > 1 else 1
-    workspace = (sum(layout.scratch[:2]) + works * layout.scratch[2] + layout.spectrum * kernels) * size
-    return Tiling(layout, signal, shape, tiles, seconds, workspace)
+    workspace = (sum(scratch[:2]) + works * scratch[2] + spectrum * problem.groups * inputs * results) * size
+    return Tiling(layout, some.signal, some.shape, some.tiles, seconds, workspace)
 
 
 def _copied(problem: ConvProblem, signal: bool, tiles: int, pairs: int) -> int:

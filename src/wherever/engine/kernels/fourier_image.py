@@ -54,7 +54,7 @@ class Layout:
         """Columns that are copied at a time: all, if both tiles stay in the cache, or else a few cache lines a row."""
         size, strips = BYTES[self.dtype], self.wide // self.lanes
         most = max(CHUNK_BYTES // (2 * self.high), 256) // (self.lanes * size)
-        return self.lanes * max(d for d in range(1, strips + 1) if strips % d == 0 and d <= max(most, 1))
+        return self.lanes * next(d for d in range(min(strips, max(most, 1)), 0, -1) if strips % d == 0)
 
     @property
     def image(self) -> int:
