@@ -132,6 +132,14 @@ def for_each(function: Callable[[T], object], items: Iterable[T], threads: int) 
             raise error
 
 
+def pieces(number: int, step: int, most: int) -> list[range]:
+    """At most so many ranges of nearly one size, which begin at multiples of a step."""
+    steps = -(-number // step)
+    most = min(most, steps)
+    cuts = [min(number, steps * i // most * step) for i in range(most + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(cuts)]
+
+
 def _executor() -> ThreadPoolExecutor:
     global _pool
     with _pool_lock:

@@ -7,6 +7,7 @@ from wherever.engine.algorithms.exact import ExactIntegers
 from wherever.engine.algorithms.filter import Filter
 from wherever.engine.algorithms.fourier import Fourier
 from wherever.engine.algorithms.fourier_channels import FourierChannels
+from wherever.engine.algorithms.fourier_lines import FourierLines
 from wherever.engine.algorithms.grouped import Grouped
 from wherever.engine.algorithms.im2col import Im2col
 from wherever.engine.algorithms.overlap_save import OverlapSave
@@ -32,6 +33,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Depthwise(),
     Fourier(),
     FourierChannels(),
+    FourierLines(),
     Phases("phases", (*_DIRECT, Winograd())),
     Phases("phases_directly", _DIRECT),
     Outer(),
@@ -54,6 +56,7 @@ __all__ = [
     "Filter",
     "Fourier",
     "FourierChannels",
+    "FourierLines",
     "Grouped",
     "Im2col",
     "Outer",

@@ -132,25 +132,3 @@ def store(target: Array, values: Array, bias: Array | None) -> None:
         values = values != 0
     if values is not target:
         target[...] = values
-
-
-def add_terms(problem: ConvProblem, x: Array, place: tuple[int, ...], w: Array, y: Array) -> None:
-    """Add to y, of one channel, the terms of the one number that x has at a place.
-
-    Parameters
-    ----------
-    problem : ConvProblem
-        Forward, of one image and one channel, without padding.
-    x, y : array (1, 1, *size), (1, 1, *output)
-    place : tuple of int
-        In each spatial dimension.
-    w : array (1, 1, *kernel)
-    """
-    outputs, taps = [], []
-    for q, n, r, s, d in zip(place, problem.output, problem.kernel, problem.stride, problem.dilation, strict=True):
-        tap = np.arange(r)
-        output, left = np.divmod(q - tap * d, s)
-        seen = (left == 0) & (output >= 0) & (output < n)
-        outputs.append(output[seen])
-        taps.append(tap[seen])
-    y[0, 0][np.ix_(*outputs)] += x[(0, 0, *place)] * w[0, 0][np.ix_(*taps)]

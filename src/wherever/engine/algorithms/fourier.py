@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wherever.engine import run
-from wherever.engine.algorithms.blockwise import add_terms, channels_first
+from wherever.engine.algorithms.blockwise import channels_first
+from wherever.engine.algorithms.finite import add_terms
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.overlap_save import transform_length
@@ -658,14 +659,13 @@ class FourierPrepared:
         result = np.empty((1, p.group_out, *block.shape), self.dtype)
         w, bias = self.operand[results], self.bias[results]
         finite = np.isfinite(foot)
-        odd, rest = np.argwhere(~finite[0]), np.where(finite, foot, 0)
+        odd, rest = np.argwhere(~finite[0].all(axis=0)), np.where(finite, foot, 0)
         few = len(odd) < _MOST_ODD * math.prod(block.shape)
         prepared = FourierPrepared(alone, w, bias) if few else None
         if prepared and not prepared._transform(prepared._images(rest), prepared._images(result), 1):
-            one = dataclasses.replace(alone, in_channels=1, out_channels=1)
             with np.errstate(all="ignore"):
-                for k, (c, *place) in itertools.product(range(p.group_out), odd):
-                    add_terms(one, foot[:, c : c + 1], tuple(place), w[k : k + 1, c : c + 1], result[:, k : k + 1])
+                for place in odd:
+                    add_terms(alone, foot[0], tuple(place), w, result[0])
         else:
             Im2colPrepared(alone, w, bias).run(foot, result, 1)
         target[...] = result.reshape(target.shape)

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wherever.engine import run
-from wherever.engine.algorithms.blockwise import channels_first, per_channel, store
+from wherever.engine.algorithms.blockwise import channels_first
+from wherever.engine.algorithms.finite import again, of_footprint
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.overlap_save import transform_length
@@ -23,7 +24,6 @@ from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import Compiled, compiled, host, unavailable
 from wherever.engine.kernels.fourier_channels import (
     OUTSIDE,
-    fourier_depthwise,
     fourier_forward,
     fourier_inverse,
     fourier_product,
@@ -44,17 +44,16 @@ _SPECTRA_BYTES = 16 << 20  # of the tiles of a part, transformed, and of their p
 _PART_BYTES = 4 << 20  # of the input of a part
 _WEIGHT_BYTES = 64 << 20  # that the kernel's spectrum may take, or as much as 16 times the kernel
 _SHARES = 4  # of the work of a part, for each thread
-# How much longer a pass over a tile takes than one of Winograd's transforms: into and out of spectra whose frequencies
-# lie far apart, and within one kernel.
-_DENSE_PASS, _DEPTHWISE_PASS = 4.0, 1.6
+# How much longer a pass over a tile takes than one of Winograd's transforms: frequencies of spectra lie far apart.
+_PASS = 4.0
 
 
 class FourierChannels(Algorithm):
     """The convolution theorem on small tiles: y = F^-1[conj F[w] F[x]] where nothing wraps around.
 
     Two tiles are transformed as one of complex numbers. At each frequency the channels are summed by a product of
-    complex matrices; where every channel has a kernel of its own, transform, product and transform back are one kernel.
-    A part with a number that is not finite is summed directly.
+    complex matrices.
+    Numbers that are not finite add their terms to the transform of the others.
     """
 
     name = "fourier_channels"
@@ -71,6 +70,8 @@ class FourierChannels(Algorithm):
             return "a kernel of one place needs no transform"
         if problem.spatial > 3:
             return f"transforms 1 to 3 dimensions, not {problem.spatial}"
+        if problem.group_in == problem.group_out == 1:
+            return "sums channels; here each has a kernel of its own"
         if not _tiles(as_forward(problem)):
             return "the kernel spans more than its tiles, or its spectrum would take too much memory"
         return None
@@ -101,11 +102,6 @@ class FourierChannels(Algorithm):
             # An infinite weight would meet the zeros outside, and they are not there.
             return Im2colPrepared(problem, operand, bias)
         return FourierChannelsPrepared(as_forward(problem), forward_weights(problem, operand), bias)
-
-
-def _depthwise(problem: ConvProblem) -> bool:
-    """Whether every channel has one kernel of its own."""
-    return problem.group_in == problem.group_out == 1
 
 
 @functools.lru_cache(maxsize=64)
@@ -200,12 +196,8 @@ def _least(problem: ConvProblem, machine: Machine) -> Callable[[int, int], float
     dtype = working_dtype(problem.dtype)
     lanes = host().lanes(dtype.name) if dtype.char in "fd" else 1
     padded = sum(-(-c // lanes) * lanes for c in (problem.in_channels, problem.out_channels))
-    each_pass, sums = padded / 2 / machine.transforms, 0.0
-    if _depthwise(problem):
-        each_pass *= _DEPTHWISE_PASS
-    else:
-        each_pass *= _DENSE_PASS
-        sums = 2 * problem.in_channels * (-(-problem.group_out // lanes) * lanes) / machine.multiply_adds
+    each_pass = _PASS * padded / 2 / machine.transforms
+    sums = 2 * problem.in_channels * (-(-problem.group_out // lanes) * lanes) / machine.multiply_adds
     scale, fixed = dtype.itemsize / 4, 30 * machine.call
     if problem.layout == "channels_first":
         fixed += scale * 2 * problem.batch * math.prod(problem.output) * padded / machine.copy
@@ -215,15 +207,13 @@ def _least(problem: ConvProblem, machine: Machine) -> Callable[[int, int], float
 def _tiling(problem: ConvProblem, machine: Machine, lengths: tuple[int, ...], shape: tuple[int, ...]) -> Tiling:
     dtype = working_dtype(problem.dtype)
     lanes, size = host().lanes(dtype.name), dtype.itemsize
-    places, depthwise = math.prod(lengths), _depthwise(problem)
+    places = math.prod(lengths)
     along = [-(-n // m) for n, m in zip(problem.output, shape, strict=True)]
     padded_in, padded_out = (-(-c // lanes) * lanes for c in (problem.in_channels, problem.out_channels))
     pair_bytes = places * 2 * (padded_in + padded_out) * size
 
     # A part: as many tiles as may be read, and transformed, at once; whole rows of tiles, as even as possible.
-    most = _PART_BYTES // (math.prod(shape) * padded_in * size)
-    if not depthwise:
-        most = min(most, 2 * _SPECTRA_BYTES // pair_bytes)
+    most = min(_PART_BYTES // (math.prod(shape) * padded_in * size), 2 * _SPECTRA_BYTES // pair_bytes)
     counts, most = list(along), max(1, most)
     for dim in range(problem.spatial):
         while counts[dim] > 1 and math.prod(counts) > most:
@@ -237,27 +227,21 @@ def _tiling(problem: ConvProblem, machine: Machine, lengths: tuple[int, ...], sh
     moved = 0.0
     if problem.layout == "channels_first":
         moved = 2 * parts * tiles * math.prod(shape) * (padded_in + padded_out) / machine.copy
-    rows, vectors, workspace, calls = 1, 1, 0, 30
-    if depthwise:
-        spectrum = places * 2 * padded_in
-        seconds = _DEPTHWISE_PASS * every * parts * tiles / 2 * (padded_in + padded_out)
-    else:
-        pairs = -(-tiles // 2)
-        rows, vectors = _register_tile(pairs, -(-problem.group_out // lanes))
-        width = vectors * lanes
-        filled = -(-problem.group_out // width) * width
-        spectrum = problem.groups * places * problem.group_in * filled
-        held = -(-pairs // rows) * rows
-        loads = max(1.0, (rows + vectors) / (rows * vectors))
-        sums = 4 * held * places * problem.groups * problem.group_in * filled * loads / machine.multiply_adds
-        seconds = parts * max(sums, spectrum / machine.stream)
-        seconds += _DENSE_PASS * every * parts * pairs * (padded_in + padded_out)
-        workspace = held * pair_bytes
-        calls = 40 + 5 * problem.groups
+    pairs = -(-tiles // 2)
+    rows, vectors = _register_tile(pairs, -(-problem.group_out // lanes))
+    width = vectors * lanes
+    filled = -(-problem.group_out // width) * width
+    spectrum = problem.groups * places * problem.group_in * filled
+    held = -(-pairs // rows) * rows
+    loads = max(1.0, (rows + vectors) / (rows * vectors))
+    sums = 4 * held * places * problem.groups * problem.group_in * filled * loads / machine.multiply_adds
+    seconds = parts * max(sums, spectrum / machine.stream)
+    seconds += _PASS * every * parts * pairs * (padded_in + padded_out)
+    calls = 40 + 5 * problem.groups
     seconds = (seconds + moved) * size / 4 + parts * calls * machine.call
     foot = images * math.prod(c * s + r for c, s, r in zip(counts, shape, problem.extent, strict=True))
     outputs = images * math.prod(c * s for c, s in zip(counts, shape, strict=True))
-    workspace += (foot * padded_in + outputs * padded_out + spectrum) * size
+    workspace = held * pair_bytes + (foot * padded_in + outputs * padded_out + spectrum) * size
     part = tuple(c * s for c, s in zip(counts, shape, strict=True))
     return Tiling(lengths, shape, part, images, rows, vectors, seconds, workspace)
 
@@ -356,21 +340,17 @@ class _Part:
 
 
 class FourierChannelsPrepared:
-    """The spectrum of the kernel, (groups, f, block of output channels, input channel, part, vectors * lanes).
-
-    Where every channel has a kernel of its own it is (pair of vectors of channels, f, sum and difference, part, lanes).
-    """
+    """The spectrum of the kernel, (groups, f, block of output channels, input channel, part, vectors * lanes)."""
 
     def __init__(
         self, problem: ConvProblem, operand: Array, bias: Array | None = None, tiling: Tiling | None = None
     ) -> None:
         self.problem = p = problem
-        self.operand, self.given_bias = operand, bias
+        self.operand = operand.astype(working_dtype(p.dtype), copy=False)
         self.dtype = working_dtype(p.dtype)
         self.tiling = tiling = tiling or best_tiling(p, Machine())
         self.lanes = lanes = host().lanes(self.dtype.name)
         self.frequencies = math.prod(tiling.lengths)
-        self.depthwise = _depthwise(p)
         self.roots = roots(tiling.lengths, self.dtype)
         self.mirrored = mirrored(tiling.lengths)
         steps = np.array(tile_pitches(tiling.lengths, lanes))
@@ -388,17 +368,12 @@ class FourierChannelsPrepared:
         self.bias = np.zeros(y_pixel + lanes, self.dtype)
         if bias is not None:
             self.bias[: p.out_channels] = bias
-        self.weight = self._depthwise_spectrum(operand) if self.depthwise else self._dense_spectrum(operand)
+        self.weight = self._spectrum(operand)
         self.parts = [_Part(self, block) for block in grid(p, tiling.part, tiling.images, gapless=True)]
-
-    @functools.cached_property
-    def direct(self) -> Im2colPrepared:
-        """Direct summation of what a transform would spoil."""
-        return Im2colPrepared(self.problem, self.operand)
 
     # The kernel's spectrum.
 
-    def _dense_spectrum(self, operand: Array) -> Array:
+    def _spectrum(self, operand: Array) -> Array:
         p, filled = self.problem, self.blocks * self.width
         g = run.fresh(p.groups * self.panel, self.dtype)
         w = np.zeros((p.taps, p.group_in, filled), self.dtype)
@@ -410,17 +385,6 @@ class FourierChannelsPrepared:
             assign(w[:, :, : p.group_out], given[group].transpose(2, 1, 0))
             address = g.ctypes.data + group * self.panel * self.dtype.itemsize
             self._transform(w, np.arange(p.group_in) * filled, address, goals, table, (self.blocks, block))
-        return g
-
-    def _depthwise_spectrum(self, operand: Array) -> Array:
-        p, lanes = self.problem, self.lanes
-        pairs, mirrors = -(-self.x_pixel // (2 * lanes)), len(self.mirrored)
-        g = run.fresh(pairs * mirrors * 4 * lanes, self.dtype)
-        w = np.zeros((p.taps, self.x_pixel), self.dtype)
-        assign(w[:, : p.out_channels], operand.astype(self.dtype, copy=False).reshape(-1, p.taps).T)
-        goals = np.add.outer(np.arange(pairs) * (mirrors * 4 * lanes), (0, 2 * lanes)).ravel()
-        table = self._frequency_table(np.arange(mirrors) * (4 * lanes))
-        self._transform(w, np.arange(0, self.x_pixel, lanes), g.ctypes.data, goals, table, (1, 0))
         return g
 
     def _frequency_table(self, there: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -443,7 +407,6 @@ class FourierChannelsPrepared:
             dtype=self.dtype.name,
             lengths=lengths,
             vectors=self.tiling.vectors,
-            mixed=self.depthwise,
         )
         pairs = -(-len(bases) // 2)
         tiles = np.zeros((2 * pairs, 1 + p.spatial), np.int64)
@@ -497,12 +460,26 @@ class FourierChannelsPrepared:
             x_tables = part.in_footprint(self._steps(x))
         y = target if written else np.moveaxis(y_buffer.reshape(y_shape), -1, 1)
         y_tables = part.in_target(self._steps(y))
-        compute = self._depthwise if self.depthwise else self._dense
-        if not compute(x, x_tables, y, y_tables, part.tiles, threads):
-            sums = self.direct.forward_block(gather(p, source, block, self.dtype), block)
-            store(target, sums, per_channel(p, self.given_bias, self.dtype))
+        if not self._compute(x, x_tables, y, y_tables, part.tiles, threads):
+            self._again(source, target, part)
         elif not written:
             assign(target, y[:, : p.out_channels])
+
+    def _again(self, source: Array, target: Array, part: _Part) -> None:
+        """Compute a part whose transform is not finite."""
+        p, block = self.problem, part.block
+        foot = gather(p, source, block, self.dtype)
+        x = np.moveaxis(np.zeros((len(foot), *block.foot_shape, self.x_pixel), self.dtype), -1, 1)
+        y = np.moveaxis(np.zeros((len(foot), *block.shape, self.y_pixel), self.dtype), -1, 1)
+        x_tables, y_tables = part.in_footprint(self._steps(x)), part.in_target(self._steps(y))
+
+        def transformed(numbers: Array) -> bool:
+            x[:, : p.in_channels] = numbers
+            return self._compute(x, x_tables, y, y_tables, part.tiles, 1)
+
+        result, bias = y[:, : p.out_channels], self.bias[: p.out_channels]
+        again(of_footprint(p, block, self.dtype), foot, result, self.operand, bias, transformed)
+        assign(target, result)
 
     def _usable(self, a: Array) -> bool:
         """Whether kernels can work on an array (n, channels, *places) where it lies."""
@@ -525,25 +502,7 @@ class FourierChannelsPrepared:
             parameters["shape"] = self.tiling.shape
         return compiled(write, **parameters)
 
-    def _depthwise(self, x: Array, x_tables: _Tables, y: Array, y_tables: _Tables, tiles: int, threads: int) -> bool:
-        """Compute the tiles of a part; return whether all results are finite."""
-        channels = min(x.shape[1], y.shape[1])
-        kernel = self._kernel(fourier_depthwise, channels, 2 * self.lanes)
-
-        def share(channel: range, tile: range) -> bool:
-            work, elsewhere = self._workspace()
-            (odd,) = run.workspace("odd", self.lanes, dtype=self.dtype)
-            numbers = [tile.start, tile.stop, channel.start, channel.stop, len(self.mirrored)]
-            sizes = np.array(numbers, np.int64)
-            arrays = [x, y, elsewhere, work, self.roots, self.bias, odd, self.weight]
-            addresses = [array.ctypes.data for array in arrays]
-            tables = [*x_tables.addresses, *y_tables.addresses, self.in_workspace.ctypes.data]
-            kernel(*addresses, *tables, sizes.ctypes.data)
-            return not np.isnan(odd).any()
-
-        return self._all(share, self._shares(channels, 2 * self.lanes, tiles, threads), threads)
-
-    def _dense(self, x: Array, x_tables: _Tables, y: Array, y_tables: _Tables, tiles: int, threads: int) -> bool:
+    def _compute(self, x: Array, x_tables: _Tables, y: Array, y_tables: _Tables, tiles: int, threads: int) -> bool:
         """Compute the tiles of a part; return whether all results are finite."""
         p, tiling, lanes, size = self.problem, self.tiling, self.lanes, self.dtype.itemsize
         pairs = -(-tiles // 2)
@@ -606,7 +565,7 @@ class FourierChannelsPrepared:
             return not np.isnan(odd).any()
 
         self._all(transform, self._shares(x.shape[1], lanes, pairs, threads), threads)
-        self._all(multiply, [(span,) for span in _pieces(len(self.mirrored), 1, threads * _SHARES)], threads)
+        self._all(multiply, [(span,) for span in run.pieces(len(self.mirrored), 1, threads * _SHARES)], threads)
         return self._all(transform_back, self._shares(y.shape[1], lanes, pairs, threads), threads)
 
     def _pitch(self, pairs: int, pixel: int) -> int:
@@ -618,19 +577,11 @@ class FourierChannelsPrepared:
         """Ranges of channels and of (pairs of) tiles, enough for the threads."""
         if threads == 1:
             return [(range(channels), range(tiles))]
-        spans = _pieces(channels, step, threads * _SHARES)
-        return list(itertools.product(spans, _pieces(tiles, 1, -(-threads * _SHARES // len(spans)))))
+        spans = run.pieces(channels, step, threads * _SHARES)
+        return list(itertools.product(spans, run.pieces(tiles, 1, -(-threads * _SHARES // len(spans)))))
 
     def _all(self, function: Callable[..., bool], shares: Iterable[tuple[range, ...]], threads: int) -> bool:
         """Whether a function holds for all shares of the work."""
         found: list[bool] = []
         run.for_each(lambda share: found.append(function(*share)), shares, threads)
         return all(found)
-
-
-def _pieces(number: int, step: int, most: int) -> list[range]:
-    """At most so many ranges of nearly one size, which begin at multiples of a step."""
-    steps = -(-number // step)
-    most = min(most, steps)
-    cuts = [min(number, steps * i // most * step) for i in range(most + 1)]
-    return [range(a, b) for a, b in itertools.pairwise(cuts)]

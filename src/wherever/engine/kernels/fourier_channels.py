@@ -87,7 +87,7 @@ def mirrored(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
     return np.ascontiguousarray(pairs[pairs[:, 0] <= pairs[:, 1]])
 
 
-class _Tile:
+class Tile:
     """A workspace that holds one tile of complex numbers for each lane, and the passes over it."""
 
     def __init__(
@@ -145,7 +145,7 @@ class _Tile:
                 inverse=inverse,
             )
 
-    def forward(self, tiles: _Tiles, spectrum: Where[Column] | None = None) -> None:
+    def forward(self, tiles: Tiles, spectrum: Where[Column] | None = None) -> None:
         """Transform two tiles along all axes, the last of them first; the spectrum may be put elsewhere."""
         for axis in reversed(self.axes):
             numbers = range(len(self.radices[axis]))
@@ -187,8 +187,8 @@ class _Tile:
         return line
 
 
-class _Tiles:
-    """Two tiles of an array with its channels last, seen as one of complex numbers: of two places, or of two vectors.
+class Tiles:
+    """Two tiles of an array with its channels last, seen as one of complex numbers.
 
     The tables: for each tile where its image begins, and where in the table of each dimension its places begin; of each
     dimension how far away places are. ``elsewhere``, two vectors, is read (zeros) and written where there is none.
@@ -196,9 +196,9 @@ class _Tiles:
     Parameters
     ----------
     tiles
-        Numbers of two tiles, or of one.
-    vectors
-        The vectors of channels of the real and of the imaginary parts: the first channel, and the lanes that are there.
+        Numbers of the two tiles.
+    vector
+        The vector of channels: the first channel, and the lanes that are there.
     """
 
     def __init__(
@@ -207,11 +207,11 @@ class _Tiles:
         name: str,
         dimensions: int,
         tiles: Sequence[Int | int],
-        vectors: Sequence[tuple[Int, Mask | None]],
+        vector: tuple[Int, Mask | None],
     ) -> None:
         self.kernel = kernel
         self.array = kernel.array(name, 1)
-        self.vectors = vectors
+        self.channel, self.mask = vector
         self.zeros = kernel.array("elsewhere", 1)
         self.lost = self.zeros.moved(kernel.lanes)
         self.tables = [kernel.table(f"{name}_places{dim}") for dim in range(dimensions)]
@@ -219,7 +219,7 @@ class _Tiles:
         self.bases = [table[tile * width] for tile in tiles]
         self.starts = [[table[tile * width + (1 + dim)] for dim in range(dimensions)] for tile in tiles]
 
-    def line(self, axis: int, index: tuple[Int | int, ...]) -> _Line:
+    def line(self, axis: int, index: tuple[Int | int, ...]) -> Line:
         """The places along an axis, with this index in the other dimensions."""
         offsets = []
         for base, starts in zip(self.bases, self.starts, strict=True):
@@ -227,13 +227,13 @@ class _Tiles:
                 if dim != axis:
                     base = base + table[starts[dim] + index[dim]]
             offsets.append(base)
-        return _Line(self, axis, offsets)
+        return Line(self, axis, offsets)
 
 
-class _Line:
+class Line:
     """The places of two tiles along one dimension."""
 
-    def __init__(self, tiles: _Tiles, axis: int, offsets: list[Int]) -> None:
+    def __init__(self, tiles: Tiles, axis: int, offsets: list[Int]) -> None:
         self.tiles, self.offsets = tiles, offsets
         self.table = tiles.tables[axis]
         self.starts = [starts[axis] for starts in tiles.starts]
@@ -244,32 +244,28 @@ class _Line:
         first, *others = (offset < _NOWHERE for offset in self.offsets)
         return functools.reduce(Condition.__and__, others, first)
 
-    def _places(self, start: Int | int, behind: int, elsewhere: Array) -> list[tuple[Place, Mask | None]]:
+    def _places(self, start: Int | int, behind: int, elsewhere: Array) -> list[Place]:
         """A place of the real, and of the imaginary parts."""
         ends = zip(self.offsets, self.starts, strict=True)
         offsets = [offset + self.table[first + start + behind] for offset, first in ends]
-        if len(offsets) == 1:
-            offsets *= 2
-        found = []
-        for offset, (channel, mask) in zip(offsets, self.tiles.vectors, strict=True):
-            there = self.tiles.array.moved(offset + channel)
-            found.append((self.tiles.kernel.choose(offset < _NOWHERE, elsewhere, there)[0], mask))
-        return found
+        array, channel = self.tiles.array, self.tiles.channel
+        return [
+            self.tiles.kernel.choose(offset < _NOWHERE, elsewhere, array.moved(offset + channel))[0]
+            for offset in offsets
+        ]
 
     def load(self, start: Int | int, behind: int) -> Complex:
         """The numbers of both tiles at a place."""
-        re, im = (place.load(mask) for place, mask in self._places(start, behind, self.tiles.zeros))
+        re, im = (place.load(self.tiles.mask) for place in self._places(start, behind, self.tiles.zeros))
         return Complex(re, im)
 
     def store(self, start: Int | int, behind: int, value: Complex) -> None:
         """Put numbers at a place of both tiles."""
-        for (place, mask), vector in zip(
-            self._places(start, behind, self.tiles.lost), (value.re, value.im), strict=True
-        ):
-            place.store(vector, mask)
+        for place, vector in zip(self._places(start, behind, self.tiles.lost), (value.re, value.im), strict=True):
+            place.store(vector, self.tiles.mask)
 
 
-class _Results:
+class Results:
     """Where tiles of the result go: with the bias, as far as they are wanted, and checked."""
 
     def __init__(self, kernel: Kernel, shape: Sequence[int]) -> None:
@@ -277,9 +273,9 @@ class _Results:
         self.bias = kernel.array("bias", 1)
         self.odd = kernel.variables(1)
 
-    def of(self, tiles: _Tiles, axis: int) -> Where[Store]:
-        """For `_Tile.inverse`."""
-        added = [self.bias[channel].load(mask) for channel, mask in tiles.vectors]
+    def of(self, tiles: Tiles, axis: int) -> Where[Store]:
+        """For `Tile.inverse`."""
+        added = self.bias[tiles.channel].load(tiles.mask)
 
         def along(index: tuple[Int | int, ...]) -> Store:
             line = tiles.line(axis, index)
@@ -287,7 +283,7 @@ class _Results:
             def store(start: Int | int, behind: int, value: Complex) -> None:
                 if behind >= self.shape[axis]:
                     return
-                total = Complex(value.re + added[0], value.im + added[1])
+                total = Complex(value.re + added, value.im + added)
                 zero = self.kernel.splat(0)
                 self.odd[0] = self.kernel.fma(total.re, zero, self.kernel.fma(total.im, zero, self.odd[0]))
                 line.store(start, behind, total)
@@ -301,7 +297,8 @@ class _Results:
         self.kernel.array("odd", 1)[0].store(self.odd[0])
 
 
-def _names(name: str, dimensions: int) -> list[str]:
+def names(name: str, dimensions: int) -> list[str]:
+    """Names of the tables of `Tiles`."""
     return [f"{name}_tiles", *(f"{name}_places{dim}" for dim in range(dimensions))]
 
 
@@ -314,21 +311,21 @@ def fourier_forward(target: Target, *, dtype: str, lengths: Sequence[int], tail:
     tiles, first and last channel; how far apart are frequencies, pairs, and parts (re and im) of z.
     """
     lanes = target.lanes(dtype)
-    arrays = ["x", "elsewhere", "work", "roots", "z", *_names("x", len(lengths))]
+    arrays = ["x", "elsewhere", "work", "roots", "z", *names("x", len(lengths))]
     sizes = ["pair", "pairs", "channel", "channels", "frequency", "next_pair", "part"]
     kernel = Kernel("fourier_forward", dtype, lanes, arrays, sizes)
     size = kernel.size
     z = kernel.array("z", size("frequency"), size("next_pair"), size("part"), 1)
-    tile = _Tile(kernel, lengths, following=size("frequency"))
+    tile = Tile(kernel, lengths, following=size("frequency"))
     with kernel.loop(size("pair"), size("pairs")) as pair, kernel.loop(size("channel"), size("channels"), lanes) as c:
         mask = kernel.mask(size("channels") - c) if tail else None
         spectrum = z.moved(pair * size("next_pair") + c)
-        tiles = _Tiles(kernel, "x", len(lengths), (pair * 2, pair * 2 + 1), ((c, mask), (c, mask)))
+        tiles = Tiles(kernel, "x", len(lengths), (pair * 2, pair * 2 + 1), (c, mask))
         tile.forward(tiles, lambda index: _spectrum(tile, spectrum, index))
     return kernel
 
 
-def _spectrum(tile: _Tile, spectrum: Array, index: tuple[Int | int, ...]) -> Column:
+def _spectrum(tile: Tile, spectrum: Array, index: tuple[Int | int, ...]) -> Column:
     """The line of a spectrum (frequency, ..., part, lane) along the first axis that is transformed."""
     axis = tile.axes[0]
     behind, moved = 1, spectrum
@@ -349,16 +346,16 @@ def fourier_inverse(target: Target, *, dtype: str, lengths: Sequence[int], shape
     afterwards if any result is not finite), the tables of y. The sizes: as `fourier_forward`.
     """
     lanes = target.lanes(dtype)
-    arrays = ["z", "y", "elsewhere", "work", "roots", "bias", "odd", *_names("y", len(lengths))]
+    arrays = ["z", "y", "elsewhere", "work", "roots", "bias", "odd", *names("y", len(lengths))]
     sizes = ["pair", "pairs", "channel", "channels", "frequency", "next_pair", "part"]
     kernel = Kernel("fourier_inverse", dtype, lanes, arrays, sizes)
     size = kernel.size
     z = kernel.array("z", size("frequency"), size("next_pair"), size("part"), 1)
-    tile, results = _Tile(kernel, lengths, shape, size("frequency")), _Results(kernel, shape)
+    tile, results = Tile(kernel, lengths, shape, size("frequency")), Results(kernel, shape)
     with kernel.loop(size("pair"), size("pairs")) as pair, kernel.loop(size("channel"), size("channels"), lanes) as c:
         mask = kernel.mask(size("channels") - c) if tail else None
         spectrum = z.moved(pair * size("next_pair") + c)
-        tiles = _Tiles(kernel, "y", len(lengths), (pair * 2, pair * 2 + 1), ((c, mask), (c, mask)))
+        tiles = Tiles(kernel, "y", len(lengths), (pair * 2, pair * 2 + 1), (c, mask))
         tile.inverse(results.of(tiles, tile.axes[-1]), lambda index: _spectrum(tile, spectrum, index))
     results.close()
     return kernel
@@ -433,69 +430,28 @@ def fourier_product(target: Target, *, dtype: str, z_pixel: int, y_pixel: int, r
     return kernel
 
 
-def fourier_depthwise(
-    target: Target, *, dtype: str, lengths: Sequence[int], shape: Sequence[int], tail: bool
-) -> Kernel:
-    """Write y[i, c] = bias[c] + sum over a of w[a, c] x[i + a, c] for tiles, of which every channel is one.
-
-    Two vectors of channels are transformed as one of complex numbers, z. With the spectra g and h of their kernels, the
-    spectrum of the results is z[f] (g + h)[f] / 2 + conj z[-f] (g - h)[f] / 2.
-
-    The arrays: x, y, elsewhere, work, roots, bias, odd (one vector that is NaN afterwards if any result is not finite),
-    g (pair of vectors of channels, f of the table, sum and difference, part, lane), the tables of x and y, the table of
-    pairs of frequencies: places in the workspace. The sizes: first and last tile, first and last channel, pairs of
-    frequencies.
-    """
-    lanes, dimensions = target.lanes(dtype), len(lengths)
-    tables = [*_names("x", dimensions), *_names("y", dimensions), "mirrored"]
-    arrays = ["x", "y", "elsewhere", "work", "roots", "bias", "odd", "g", *tables]
-    sizes = ["tile", "tiles", "channel", "channels", "mirrors"]
-    kernel = Kernel("fourier_depthwise", dtype, lanes, arrays, sizes)
-    size, mirror = kernel.size, kernel.table("mirrored")
-    tile, results = _Tile(kernel, lengths, shape), _Results(kernel, shape)
-    work = Column(kernel.array("work", 1, lanes, 1))
-    g = kernel.array("g", 4 * lanes, 2 * lanes, lanes, 1)
-    with (
-        kernel.loop(size("channel"), size("channels"), 2 * lanes) as c,
-        kernel.loop(size("tile"), size("tiles")) as number,
-    ):
-        halves = (c, c + lanes)
-        vectors = [(half, kernel.mask(size("channels") - half) if tail else None) for half in halves]
-        tile.forward(_Tiles(kernel, "x", dimensions, (number,), vectors))
-        spectra = g.moved(c // (2 * lanes) * size("mirrors") * (4 * lanes))
-        with kernel.loop(size("mirrors")) as f:
-            here, there = mirror[f * 2], mirror[f * 2 + 1]
-            total, difference = (Complex(*(spectra[f, i, part, 0].load() for part in range(2))) for i in range(2))
-            a, b = work.load(here, 0), work.load(there, 0).conjugate()
-            work.store(here, 0, a * total + b * difference)
-            work.store(there, 0, (b * total + a * difference).conjugate())
-        tile.inverse(results.of(_Tiles(kernel, "y", dimensions, (number,), vectors), tile.axes[-1]))
-    results.close()
-    return kernel
-
-
-def fourier_weights(target: Target, *, dtype: str, lengths: Sequence[int], vectors: int, mixed: bool) -> Kernel:
+def fourier_weights(target: Target, *, dtype: str, lengths: Sequence[int], vectors: int) -> Kernel:
     """Write conj F[w] / n at one of each pair of frequencies f, -f.
 
     Two kernels are transformed as one of complex numbers z: the first has the spectrum (z[f] + conj z[-f]) / 2, the
-    second (z[f] - conj z[-f]) / 2i. With ``mixed``, half their sum and half their difference are written instead.
+    second (z[f] - conj z[-f]) / 2i.
 
     The arrays: w (with lanes last), elsewhere, work, roots, g, the tables of w, the table of goals of all kernels, the
     table of frequencies: places of f and -f in the workspace, and of f in g. The sizes: numbers of pairs of kernels, of
     blocks of ``vectors`` vectors, of pairs of frequencies; how far apart are blocks of g.
     """
     lanes = target.lanes(dtype)
-    arrays = ["w", "elsewhere", "work", "roots", "g", *_names("w", len(lengths)), "goals", "frequencies"]
+    arrays = ["w", "elsewhere", "work", "roots", "g", *names("w", len(lengths)), "goals", "frequencies"]
     sizes = ["pairs", "blocks", "mirrors", "next_block"]
     kernel = Kernel("fourier_weights", dtype, lanes, arrays, sizes)
     pairs, blocks, mirrors, next_block = (kernel.size(name) for name in sizes)
     width = vectors * lanes
     goals, frequency = kernel.table("goals"), kernel.table("frequencies")
-    tile, work, g = _Tile(kernel, lengths), Column(kernel.array("work", 1, lanes, 1)), kernel.array("g", 1, width, 1)
+    tile, work, g = Tile(kernel, lengths), Column(kernel.array("work", 1, lanes, 1)), kernel.array("g", 1, width, 1)
     scale = 0.5 / math.prod(lengths)
     with kernel.loop(pairs) as pair, kernel.loop(blocks) as k, kernel.loop(0, width, lanes) as lane:
         channel = (k * width + lane, None)
-        tile.forward(_Tiles(kernel, "w", len(lengths), (pair * 2, pair * 2 + 1), (channel, channel)))
+        tile.forward(Tiles(kernel, "w", len(lengths), (pair * 2, pair * 2 + 1), channel))
         targets = [Column(g.moved(goals[pair * 2 + i] + k * next_block + lane)) for i in range(2)]
         following = kernel.where(lane + lanes < width, lanes, next_block - lane)
         with kernel.loop(mirrors) as number:
@@ -504,8 +460,6 @@ def fourier_weights(target: Target, *, dtype: str, lengths: Sequence[int], vecto
             # conj ((a + conj b) / 2), and conj ((a - conj b) / 2i), divided by n.
             first = Complex(a.re + b.re, b.im - a.im) * scale
             second = Complex(a.im + b.im, a.re - b.re) * scale
-            if mixed:
-                first, second = (first + second) * 0.5, (first - second) * 0.5
             # The first overwrites a second that is not there, whose goal is the same.
             targets[1].store(place, 0, second)
             targets[0].store(place, 0, first)
