@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wherever.engine import packed
 from wherever.engine.plan import choose
 from wherever.problem import Array, ConvProblem, Direction
 
@@ -122,7 +123,8 @@ def as_array(tensor: Tensor, layout: str = "channels_first") -> Array:
 def run(problem: ConvProblem, source: Array, operand: Array, bias: Tensor | None, like: Tensor) -> Tensor:
     """Compute a problem into a new tensor of the type of ``like``."""
     threads = torch.get_num_threads()
-    prepared = choose(problem, threads=threads).prepare(operand, None if bias is None else as_array(bias))
+    choice = choose(problem, threads=threads, prepared=False)
+    prepared = packed.prepared(choice, operand, None if bias is None else as_array(bias))
     out, result = new_result(problem, like)
     if out.size:
         prepared.run(source, out, threads)
