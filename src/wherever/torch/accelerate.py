@@ -1,0 +1,380 @@
+"""Whole networks for inference: convolutions on this engine, one memory order throughout, nothing allocated twice."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from wherever.engine.plan import choose
+from wherever.engine.run import fresh
+from wherever.torch.functional import forward_geometry, transposed_geometry
+from wherever.torch.graphs import Layer, apply_activation, fold_normalisations, layers, traced
+from wherever.torch.modules import BOUNDARIES, replace
+from wherever.torch.operators import DTYPES, as_array, by_input_problem, forward_problem
+
+__all__ = ["Accelerated", "Report", "accelerate"]
+
+PROGRAMS = 4  # shapes of inputs that an accelerated model is kept ready for
+_SAMPLES = 5  # of each contender, when a layer is given to whoever is faster
+_LAST: dict[int, Any] = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What runs one layer, and what it gained; times in seconds, nan where nothing was measured."""
+
+    name: str
+    what: str
+    runs: str
+    ours: float = math.nan
+    theirs: float = math.nan
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to a model, layer by layer; print it."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        wide = max([len(row.name) for row in self.rows] + [5])
+        what = max([len(row.what) for row in self.rows] + [4])
+        lines = [f"{'layer':<{wide}}  {'what':<{what}}  {'runs on':<18} {'ours':>9} {'PyTorch':>9}"]
+        for row in self.rows:
+            times = "".join(f" {t * 1e3:6.3g} ms" if t == t else " " * 10 for t in (row.ours, row.theirs))
+            lines.append(f"{row.name:<{wide}}  {row.what:<{what}}  {row.runs:<18}{times}".rstrip())
+        return "\n".join([*lines, *self.notes])
+
+
+def accelerate(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.Module:
+    """Return a model for inference that computes what another does, faster.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode, on the CPU. Not changed; later changes of its weights have no effect on the result.
+    example_input : Tensor, or tuple of Tensors
+        What the model will be called with. Other shapes and types may follow: each is prepared when it is first met.
+
+    Returns
+    -------
+    torch.nn.Module
+        Called as the model is, without gradients. Its ``report`` says layer by layer what runs and what it gained.
+
+    Raises
+    ------
+    ValueError
+        If the model is in training mode.
+    TypeError
+        If it is no model, or the example is not made of tensors.
+
+    Notes
+    -----
+    Batch normalisations are folded into convolutions; additions and activations are applied to the results of
+    convolutions while these are in the cache; images keep their channels last in memory; results lie in memory that
+    every call uses again. Each convolution is timed beside PyTorch's own, and left to it where that is faster. A model
+    that `torch.fx` cannot trace keeps its own program, with its layers replaced (`wherever.torch.replace`).
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval()
+    >>> fast = accelerate(model, torch.zeros(1, 3, 16, 16))
+    >>> fast(torch.zeros(1, 3, 16, 16)).shape
+    torch.Size([1, 8, 14, 14])
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    if training:
+        raise ValueError(
+            f"model: {training[0]} is in training mode, in which batch normalisation and dropout change with every "
+            "call; call model.eval() first (for faster training, see wherever.torch.replace)"
+        )
+    example = example_input if isinstance(example_input, tuple) else (example_input,)
+    for place, tensor in enumerate(example):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"example_input: expected tensors, got {type(tensor).__name__} in place {place}")
+    try:
+        graph = traced(model)
+    except Exception as error:  # tracing runs the model's own program, which may raise anything
+        swapped = replace(copy.deepcopy(model))
+        reason = f"could not be traced ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        rows = [Row(name, _words(m), "wherever") for name, m in swapped.named_modules() if hasattr(m, "_jobs")]
+        swapped.report = Report(tuple(rows), (f"The model {reason}: its layers were replaced one by one.",))  # type: ignore[assignment]
+        return swapped
+    folded = fold_normalisations(graph)
+    fast = Accelerated(graph, folded)
+    fast(*example)
+    return fast
+
+
+class Accelerated(nn.Module):
+    """A model prepared for inference: see `accelerate`.
+
+    Attributes
+    ----------
+    report : Report
+        Of the inputs that it was called with last.
+    """
+
+    def __init__(self, graph: fx.GraphModule, folded: dict[str, str]) -> None:
+        super().__init__()
+        self.graph = graph.requires_grad_(False)
+        self.report = Report(())
+        self._folded = folded
+        self._programs: dict[Any, _Program] = {}
+        self._lock = threading.Lock()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Compute what the model computes, without gradients."""
+        key = tuple((tuple(t.shape), t.dtype, t.stride()) for t in inputs), torch.get_num_threads()
+        with self._lock, torch.no_grad():  # one call at a time: they use the same memory
+            program = self._programs.get(key)
+            if program is None:
+                program = _Program(self.graph, inputs, self._folded)
+                while len(self._programs) >= PROGRAMS:
+                    self._programs.pop(next(iter(self._programs)))
+                self._programs[key] = program
+            self.report = program.report
+            return program(inputs)
+
+    def train(self, mode: bool = True) -> Accelerated:
+        """Refuse to train: its weights are folded and packed."""
+        if mode:
+            raise ValueError("an accelerated model cannot be trained; train the original, and accelerate it again")
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        del state["_lock"]
+        state["_programs"] = {}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lock = threading.Lock()
+
+
+class _Program:
+    """A traced model for inputs of one shape: a list of steps over one list of values, and the memory for them."""
+
+    def __init__(self, graph: fx.GraphModule, inputs: tuple[Tensor, ...], folded: dict[str, str]) -> None:
+        self._threads = torch.get_num_threads()
+        self._modules = dict(graph.named_modules())
+        self._nodes = list(graph.graph.nodes)
+        self._place = {node: place for place, node in enumerate(self._nodes)}
+        self._joined = {layer.node: layer for layer in layers(graph)}
+        self._graph = graph
+        rows: list[Row] = []
+        samples = self._sample(inputs)
+        self._memory = _Memory()
+        self._steps: list[Callable[[list[Any]], None]] = []
+        done: set[fx.Node] = set()
+        for node in self._nodes:
+            if node in done or node.op == "placeholder":
+                continue
+            layer = self._joined.get(node)
+            if layer is not None:
+                step = self._convolution(layer, samples, rows, folded)
+                if step is not None:
+                    done.update(layer.joined)
+                    self._steps.append(step)
+                    continue
+            if node.op != "output":
+                self._steps.append(self._theirs(node))
+        self.report = Report(tuple(rows))
+        self._inputs = [self._place[node] for node in self._nodes if node.op == "placeholder"]
+        (self._output,) = [node for node in self._nodes if node.op == "output"]
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Any:
+        values: list[Any] = [None] * len(self._nodes)
+        for place, tensor in zip(self._inputs, inputs, strict=True):
+            values[place] = tensor
+        for step in self._steps:
+            step(values)
+        return fx.node.map_arg(self._output.args[0], lambda node: self._kept(values[self._place[node]]))
+
+    def _kept(self, value: Any) -> Any:
+        """A result in memory of its own, if it is in that of the program."""
+        return value.clone() if isinstance(value, Tensor) and self._memory.holds(value) else value
+
+    def _sample(self, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
+        """What every node computes from the example, by PyTorch."""
+        found: dict[fx.Node, Any] = {}
+        given = iter(inputs)
+
+        class Recorder(fx.Interpreter):
+            def run_node(self, node: fx.Node) -> Any:
+                found[node] = super().run_node(node)
+                return found[node]
+
+        Recorder(self._graph).run(*given)
+        return found
+
+    def _theirs(self, node: fx.Node) -> Callable[[list[Any]], None]:
+        """A step that PyTorch computes."""
+        target: Any = node.target
+        place = self._place[node]
+        find = self._place
+
+        def arguments(values: list[Any]) -> tuple[Any, Any]:
+            look = lambda n: values[find[n]]  # noqa: E731
+            return fx.node.map_arg(node.args, look), fx.node.map_arg(node.kwargs, look)
+
+        if node.op == "get_attr":
+            constant: Any = self._graph
+            for part in target.split("."):
+                constant = getattr(constant, part)
+
+            def step(values: list[Any]) -> None:
+                values[place] = constant
+        elif node.op == "call_method":
+
+            def step(values: list[Any]) -> None:
+                (own, *rest), options = arguments(values)
+                values[place] = getattr(own, target)(*rest, **options)
+        else:
+            function = self._modules[target] if node.op == "call_module" else target
+
+            def step(values: list[Any]) -> None:
+                given, options = arguments(values)
+                values[place] = function(*given, **options)
+
+        return step
+
+    def _convolution(
+        self, layer: Layer, samples: dict[fx.Node, Any], rows: list[Row], folded: dict[str, str]
+    ) -> Callable[[list[Any]], None] | None:
+        """A step on this engine; None if it does not compute this layer, or PyTorch is faster."""
+        module: Any = self._modules[str(layer.node.target)]
+        x = samples[layer.node.args[0]]  # type: ignore[index]
+        words = " + ".join(
+            [
+                _words(module),
+                *(["batch normalisation"] if layer.node.target in folded else []),
+                *(["addition"] if layer.added is not None else []),
+                *([layer.activation] if layer.activation else []),
+            ]
+        )
+        problem = _problem(module, x)
+        added = None if layer.added is None else samples[layer.added]
+        if problem is None or (added is not None and added.shape != samples[layer.node].shape):
+            rows.append(Row(str(layer.node.target), words, "PyTorch"))
+            return None
+        weight, bias = module.weight, module.bias
+        prepared = choose(problem, threads=self._threads).prepare(
+            as_array(weight), None if bias is None else as_array(bias)
+        )
+        result = self._memory.tensor(samples[layer.node])
+        out = as_array(result, problem.layout)
+        source, place = self._place[layer.node.args[0]], self._place[layer.last]  # type: ignore[index]
+        other = None if layer.added is None else self._place[layer.added]
+        threads, activation, layout = self._threads, layer.activation, problem.layout
+
+        def step(values: list[Any]) -> None:
+            prepared.run(as_array(values[source], layout), out, threads)
+            if other is not None:
+                result.add_(values[other])
+            apply_activation(activation, result)
+            values[place] = result
+
+        values: list[Any] = [None] * len(self._nodes)
+        values[source] = _ordered(x)
+        if other is not None:
+            values[other] = _ordered(added)
+
+        def own() -> None:
+            y = module(values[source])
+            apply_activation(activation, y if other is None else y.add_(values[other]))
+
+        ours, theirs = _contest(lambda: step(values), own)
+        rows.append(Row(str(layer.node.target), words, "wherever" if ours <= theirs else "PyTorch", ours, theirs))
+        return step if ours <= theirs else None
+
+
+class _Memory:
+    """Results of convolutions, in memory that every call uses again."""
+
+    def __init__(self) -> None:
+        self._bounds: list[tuple[int, int]] = []
+
+    def tensor(self, like: Tensor) -> Tensor:
+        """Return memory for a tensor of this shape and type, channels last where it has a batch."""
+        n, c, *size = like.shape
+        dtype = DTYPES[like.dtype]
+        flat = fresh(math.prod(like.shape), dtype)
+        self._bounds.append((flat.ctypes.data, flat.ctypes.data + flat.nbytes))
+        return torch.from_numpy(flat.reshape(n, *size, c)).movedim(-1, 1)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in this memory."""
+        return any(low <= tensor.data_ptr() < high for low, high in self._bounds)
+
+
+def _ordered(x: Tensor) -> Tensor:
+    """The tensor as a program's own results lie: channels last."""
+    last = _LAST.get(x.ndim)
+    return x if last is None else x.contiguous(memory_format=last)
+
+
+def _problem(module: Any, x: Tensor) -> Any:
+    """The problem of a layer, with channels last; None if it is not this engine's."""
+    if not isinstance(x, Tensor) or x.ndim != module.weight.ndim or x.dtype is torch.bfloat16:
+        return None
+    spatial = x.ndim - 2
+    if module.transposed:
+        geometry = transposed_geometry(
+            spatial,
+            x,
+            module.weight,
+            module.bias,
+            module.stride,
+            module.padding,
+            module.output_padding,
+            module.groups,
+            module.dilation,
+        )
+        boundary = "zeros"
+        make: Any = by_input_problem
+    else:
+        geometry = forward_geometry(
+            spatial, x, module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups
+        )
+        boundary = BOUNDARIES[module.padding_mode]
+        make = forward_problem
+    if geometry is None:
+        return None
+    from dataclasses import replace as changed
+
+    return changed(make(x, module.weight, *geometry, boundary), layout="channels_last")
+
+
+def _words(module: nn.Module) -> str:
+    kernel = "x".join(map(str, module.kernel_size))  # type: ignore[arg-type]
+    stride = set(module.stride)  # type: ignore[arg-type]
+    steps = "" if stride == {1} else f" stride {'x'.join(map(str, module.stride))}"  # type: ignore[arg-type]
+    return f"{kernel} {module.in_channels} to {module.out_channels}{steps}"
+
+
+def _contest(ours: Callable[[], None], theirs: Callable[[], None]) -> tuple[float, float]:
+    """Median seconds of each, in turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(_SAMPLES + 1):
+        for spent, run in zip(times, (ours, theirs), strict=True):
+            start = time.perf_counter()
+            run()
+            if turn:
+                spent.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
