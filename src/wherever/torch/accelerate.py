@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import statistics
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace as changed
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from wherever.engine.algorithms import Prepared
 from wherever.engine.plan import choose
 from wherever.engine.run import fresh
+from wherever.problem import Array
 from wherever.torch.functional import forward_geometry, transposed_geometry
 from wherever.torch.graphs import Layer, apply_activation, fold_normalisations, layers, traced
 from wherever.torch.modules import BOUNDARIES, replace
@@ -24,8 +28,13 @@ from wherever.torch.operators import DTYPES, as_array, by_input_problem, forward
 
 __all__ = ["Accelerated", "Report", "accelerate"]
 
+_Step: TypeAlias = Callable[[list[Any]], None]
+
 PROGRAMS = 4  # shapes of inputs that an accelerated model is kept ready for
-_SAMPLES = 5  # of each contender, when a layer is given to whoever is faster
+_SAMPLES = 3  # of each contender, when a layer is given to whoever is faster
+_CANDIDATES = 3  # algorithms of this engine that are timed
+_UNLIKELY = 3.0  # times slower than the best, by its estimate: not timed
+_COLD_MODEL, _COLD_LAYER = 12 << 20, 128 << 10  # bytes of weights from which on they are read from memory
 _LAST: dict[int, Any] = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -112,7 +121,8 @@ def accelerate(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> 
         swapped = replace(copy.deepcopy(model))
         reason = f"could not be traced ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         rows = [Row(name, _words(m), "wherever") for name, m in swapped.named_modules() if hasattr(m, "_jobs")]
-        swapped.report = Report(tuple(rows), (f"The model {reason}: its layers were replaced one by one.",))  # type: ignore[assignment]
+        report = Report(tuple(rows), (f"The model {reason}: its layers were replaced one by one.",))
+        swapped.report = cast(Any, report)
         return swapped
     folded = fold_normalisations(graph)
     fast = Accelerated(graph, folded)
@@ -177,10 +187,11 @@ class _Program:
         self._place = {node: place for place, node in enumerate(self._nodes)}
         self._joined = {layer.node: layer for layer in layers(graph)}
         self._graph = graph
+        self._weights = sum(p.numel() * p.element_size() for p in graph.parameters())
         rows: list[Row] = []
         samples = self._sample(inputs)
-        self._memory = _Memory()
-        self._steps: list[Callable[[list[Any]], None]] = []
+        self.memory = _Memory()
+        self._steps: list[_Step] = []
         done: set[fx.Node] = set()
         for node in self._nodes:
             if node in done or node.op == "placeholder":
@@ -208,7 +219,7 @@ class _Program:
 
     def _kept(self, value: Any) -> Any:
         """A result in memory of its own, if it is in that of the program."""
-        return value.clone() if isinstance(value, Tensor) and self._memory.holds(value) else value
+        return value.clone() if isinstance(value, Tensor) and self.memory.holds(value) else value
 
     def _sample(self, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
         """What every node computes from the example, by PyTorch."""
@@ -223,9 +234,9 @@ class _Program:
         Recorder(self._graph).run(*given)
         return found
 
-    def _theirs(self, node: fx.Node) -> Callable[[list[Any]], None]:
+    def _theirs(self, node: fx.Node) -> _Step:
         """A step that PyTorch computes."""
-        target: Any = node.target
+        target: Any = "reshape" if node.op == "call_method" and node.target == "view" else node.target
         place = self._place[node]
         find = self._place
 
@@ -256,7 +267,7 @@ class _Program:
 
     def _convolution(
         self, layer: Layer, samples: dict[fx.Node, Any], rows: list[Row], folded: dict[str, str]
-    ) -> Callable[[list[Any]], None] | None:
+    ) -> _Step | None:
         """A step on this engine; None if it does not compute this layer, or PyTorch is faster."""
         module: Any = self._modules[str(layer.node.target)]
         x = samples[layer.node.args[0]]  # type: ignore[index]
@@ -273,54 +284,103 @@ class _Program:
         if problem is None or (added is not None and added.shape != samples[layer.node].shape):
             rows.append(Row(str(layer.node.target), words, "PyTorch"))
             return None
-        weight, bias = module.weight, module.bias
-        prepared = choose(problem, threads=self._threads).prepare(
-            as_array(weight), None if bias is None else as_array(bias)
-        )
-        result = self._memory.tensor(samples[layer.node])
+        now, until = self._place[layer.node], self._last_use(layer)
+        result, block = self.memory.take(samples[layer.node], now, until)
         out = as_array(result, problem.layout)
-        source, place = self._place[layer.node.args[0]], self._place[layer.last]  # type: ignore[index]
+        source, place = self._place[layer.node.args[0]], self._place[layer.last]
         other = None if layer.added is None else self._place[layer.added]
         threads, activation, layout = self._threads, layer.activation, problem.layout
 
-        def step(values: list[Any]) -> None:
-            prepared.run(as_array(values[source], layout), out, threads)
-            if other is not None:
-                result.add_(values[other])
-            apply_activation(activation, result)
-            values[place] = result
+        def with_algorithm(prepared: Prepared) -> _Step:
+            def step(values: list[Any]) -> None:
+                prepared.run(as_array(values[source], layout), out, threads)
+                if other is not None:
+                    result.add_(values[other])
+                apply_activation(activation, result)
+                values[place] = result
 
-        values: list[Any] = [None] * len(self._nodes)
-        values[source] = _ordered(x)
-        if other is not None:
-            values[other] = _ordered(added)
+            return step
 
-        def own() -> None:
+        def theirs(values: list[Any]) -> None:
             y = module(values[source])
             apply_activation(activation, y if other is None else y.add_(values[other]))
 
-        ours, theirs = _contest(lambda: step(values), own)
-        rows.append(Row(str(layer.node.target), words, "wherever" if ours <= theirs else "PyTorch", ours, theirs))
-        return step if ours <= theirs else None
+        values: list[Any] = [None] * len(self._nodes)
+        values[source] = _ordered(x)
+        if other is not None and added is not None:
+            values[other] = _ordered(added)
+        weight, bias = as_array(module.weight), None if module.bias is None else as_array(module.bias)
+        willing = [c for c in choose(problem, threads=threads).candidates if c.refusal is None][:_CANDIDATES]
+        likely = [c for c in willing if c.estimate < _UNLIKELY * willing[0].estimate]
+        steps = [with_algorithm(c.algorithm.prepare(problem, weight, bias)) for c in likely]
+        cold = weight.nbytes > _COLD_LAYER and self._weights > _COLD_MODEL
+        times = _contest([*steps, theirs], values, values[source] if cold else None)
+        best = min(range(len(steps)), key=times.__getitem__)
+        ours = times[best] <= times[-1]
+        runs = likely[best].algorithm.name if ours else "PyTorch"
+        rows.append(Row(str(layer.node.target), words, runs, times[best], times[-1]))
+        if not ours:
+            block.until = -1
+        return steps[best] if ours else None
+
+    def _last_use(self, layer: Layer) -> float:
+        """The place of the last node that may look at a layer's result: what PyTorch returns may be a view of it."""
+        latest, reached, seen = 0, [layer.last], {layer.last}
+        inner = {node: other for other in self._joined.values() for node in (other.node, *other.joined)}
+        while reached:
+            for user in reached.pop().users:
+                if user.op == "output":
+                    return math.inf
+                latest = max(latest, self._place[user])
+                owner = inner.get(user)
+                if owner is not None:
+                    latest = max(latest, self._place[owner.last])
+                follows = user if owner is None else owner.last
+                # A layer left to PyTorch returns memory of its own; but in its place an addition may be in place.
+                if follows not in seen and (owner is None or owner.added is not None):
+                    seen.add(follows)
+                    reached.append(follows)
+        return latest
+
+
+@dataclass
+class _Block:
+    """Memory that results share one after the other: taken until so many nodes are done."""
+
+    memory: Array
+    until: float = -1
 
 
 class _Memory:
     """Results of convolutions, in memory that every call uses again."""
 
     def __init__(self) -> None:
-        self._bounds: list[tuple[int, int]] = []
+        self._blocks: list[_Block] = []
 
-    def tensor(self, like: Tensor) -> Tensor:
-        """Return memory for a tensor of this shape and type, channels last where it has a batch."""
+    def take(self, like: Tensor, now: int, until: float) -> tuple[Tensor, _Block]:
+        """Return memory for a tensor of this shape and type, channels last, from one node to another."""
         n, c, *size = like.shape
         dtype = DTYPES[like.dtype]
-        flat = fresh(math.prod(like.shape), dtype)
-        self._bounds.append((flat.ctypes.data, flat.ctypes.data + flat.nbytes))
-        return torch.from_numpy(flat.reshape(n, *size, c)).movedim(-1, 1)
+        count = math.prod(like.shape) * dtype.itemsize
+        free = [b for b in self._blocks if b.until < now and b.memory.size >= count]
+        if free:
+            block = min(free, key=lambda b: b.memory.size)
+        else:
+            block = _Block(fresh(count, np.dtype(np.uint8)))
+            self._blocks.append(block)
+        block.until = until
+        flat = block.memory[:count].view(dtype)
+        return torch.from_numpy(flat.reshape(n, *size, c)).movedim(-1, 1), block
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor lies in this memory."""
-        return any(low <= tensor.data_ptr() < high for low, high in self._bounds)
+        where = tensor.untyped_storage().data_ptr()
+        return any(0 <= where - b.memory.ctypes.data < max(b.memory.nbytes, 1) for b in self._blocks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return sum(b.memory.nbytes for b in self._blocks)
 
 
 def _ordered(x: Tensor) -> Tensor:
@@ -356,8 +416,6 @@ def _problem(module: Any, x: Tensor) -> Any:
         make = forward_problem
     if geometry is None:
         return None
-    from dataclasses import replace as changed
-
     return changed(make(x, module.weight, *geometry, boundary), layout="channels_last")
 
 
@@ -368,13 +426,26 @@ def _words(module: nn.Module) -> str:
     return f"{kernel} {module.in_channels} to {module.out_channels}{steps}"
 
 
-def _contest(ours: Callable[[], None], theirs: Callable[[], None]) -> tuple[float, float]:
-    """Median seconds of each, in turns."""
-    times: tuple[list[float], list[float]] = ([], [])
+def _contest(steps: list[_Step], values: list[Any], cold: Tensor | None) -> list[float]:
+    """Median seconds of each step, in turns.
+
+    In a network whose weights outgrow the caches, those of a layer come from memory at every call, and its input does
+    not: ``cold`` is that input, and everything else is driven out of the caches before each sample.
+    """
+    times: list[list[float]] = [[] for _ in steps]
     for turn in range(_SAMPLES + 1):
-        for spent, run in zip(times, (ours, theirs), strict=True):
+        for spent, step in zip(times, steps, strict=True):
+            if cold is not None:
+                _others().sum()
+                cold.sum()
             start = time.perf_counter()
-            run()
+            step(values)
             if turn:
                 spent.append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+    return [statistics.median(spent) for spent in times]
+
+
+@functools.cache
+def _others() -> Tensor:
+    """More numbers than the caches hold."""
+    return torch.ones(16 << 20)

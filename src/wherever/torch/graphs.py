@@ -56,9 +56,9 @@ def traced(model: nn.Module) -> fx.GraphModule:
 
 def fold_normalisations(module: fx.GraphModule) -> dict[str, str]:
     """Fold every batch normalisation that follows a convolution alone into its weights; return which into which."""
-    modules = dict(module.named_modules())
-    folded = {}
-    uses: dict[str, int] = {}
+    modules: dict[Any, nn.Module] = dict(module.named_modules())
+    folded: dict[Any, Any] = {}
+    uses: dict[Any, int] = {}
     for node in module.graph.nodes:
         if node.op == "call_module":
             uses[node.target] = uses.get(node.target, 0) + 1
@@ -68,7 +68,8 @@ def fold_normalisations(module: fx.GraphModule) -> dict[str, str]:
         (before,) = node.args[:1]
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
-        layer, norm = modules[before.target], modules[node.target]
+        layer: Any = modules[before.target]
+        norm: Any = modules[node.target]
         plain = isinstance(layer, CONVOLUTIONS) and uses[before.target] == uses[node.target] == 1
         if not plain or norm.running_mean is None or norm.track_running_stats is False:
             continue
@@ -84,7 +85,7 @@ def fold_normalisations(module: fx.GraphModule) -> dict[str, str]:
     return folded
 
 
-def _leave_out_nothings(module: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
+def _leave_out_nothings(module: fx.GraphModule, modules: dict[Any, nn.Module]) -> None:
     """Leave out what does nothing in evaluation: dropout and identities."""
     nothings = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
     for node in list(module.graph.nodes):
@@ -93,7 +94,7 @@ def _leave_out_nothings(module: fx.GraphModule, modules: dict[str, nn.Module]) -
             module.graph.erase_node(node)
 
 
-def _set(module: nn.Module, name: str, value: nn.Module) -> None:
+def _set(module: nn.Module, name: Any, value: nn.Module) -> None:
     *path, last = name.split(".")
     for part in path:
         module = getattr(module, part)
@@ -123,7 +124,7 @@ class Layer:
     joined: list[fx.Node] = field(default_factory=list)
 
 
-def activation_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
+def activation_of(node: fx.Node, modules: dict[Any, nn.Module]) -> str | None:
     """Return the name of the activation that a node applies to its first argument; None if it is something else."""
     if node.op == "call_module":
         return _MODULES.get(type(modules[node.target]))
@@ -132,7 +133,7 @@ def activation_of(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
 
 def layers(module: fx.GraphModule) -> list[Layer]:
     """Return the convolutions of a graph, in order, each with what can be joined to it."""
-    modules = dict(module.named_modules())
+    modules: dict[Any, nn.Module] = dict(module.named_modules())
     order = {node: place for place, node in enumerate(module.graph.nodes)}
     found, taken = [], set()
     for node in module.graph.nodes:

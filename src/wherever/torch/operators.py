@@ -24,7 +24,7 @@ _LIBRARY.define(f"convolution(Tensor input, Tensor weight, Tensor? bias, {_GEOME
 _LIBRARY.define(f"by_input(Tensor gradient, Tensor weight, Tensor? bias, SymInt[] size, {_GEOMETRY}) -> Tensor")
 _LIBRARY.define(f"by_weight(Tensor gradient, Tensor input, SymInt[] kernel, {_GEOMETRY}) -> Tensor")
 
-DTYPES = {
+DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype("float32"),
     torch.float64: np.dtype("float64"),
     torch.float16: np.dtype("float16"),
