@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +46,9 @@ class Depthwise(EachChannel):
         size = working_dtype(problem.dtype).itemsize
         lanes = host().lanes(working_dtype(problem.dtype).name)
         waste = -(-problem.in_channels // lanes) * lanes / problem.in_channels
-        wide = _runs(problem.kernel[-1])[0]
-        sums = problem.multiply_adds * waste * (1.2 if wide > 1 else 2.0) / machine.multiply_adds
+        # A vector of x is loaded for as many multiply-adds as the kernel is wide; if few, memory sets the pace.
+        wide = runs_of(problem.kernel[-1], _WIDEST)[0]
+        sums = problem.multiply_adds * waste * (0.8 if wide > 3 else 1.0 if wide > 1 else 1.5) / machine.multiply_adds
         read = problem.batch * math.prod(problem.size) * problem.in_channels
         written = problem.batch * math.prod(problem.output) * problem.out_channels
         copied = 3 if problem.layout == "channels_first" and problem.in_channels > 1 else 0.5
@@ -57,23 +59,116 @@ class Depthwise(EachChannel):
         return DepthwisePrepared(problem, operand, bias)
 
 
-def _runs(columns: int) -> tuple[int, int, list[int]]:
+def runs_of(columns: int, widest: int) -> tuple[int, int, list[int]]:
     """The columns of a kernel in runs that are summed together: the longest, how many of these, and where all begin.
 
     The others are one column shorter.
     """
-    count = -(-columns // _WIDEST)
+    count = -(-columns // widest)
     wide = -(-columns // count)
     full = columns - count * (wide - 1)
     return wide, full, [i * wide - max(0, i - full) for i in range(count)]
 
 
-def _order(problem: ConvProblem) -> npt.NDArray[np.int64]:
-    """The taps in the order in which the kernel sums them: the longest runs of all rows, and then the others."""
-    wide, full, _ = _runs(problem.kernel[-1])
+def order(problem: ConvProblem, widest: int) -> npt.NDArray[np.int64]:
+    """The taps in the order in which kernels sum them: the longest runs of all rows, and then the others."""
+    wide, full, _ = runs_of(problem.kernel[-1], widest)
     taps = np.arange(problem.taps).reshape(-1, problem.kernel[-1])
     split = full * wide
     return np.concatenate([taps[:, :split].ravel(), taps[:, split:].ravel()])
+
+
+def first_channel(problem: ConvProblem, x: Array, lanes: int) -> int:
+    """The channel at which vectors begin: before the first, if then none of x crosses a line of the cache.
+
+    A vector more for each place pays where there are few sums to a load.
+    """
+    line = min(_LINE, lanes * x.itemsize)
+    if problem.taps > _FEW_TAPS or x.shape[1] < 4 * lanes or any(step % line for step in x.strides[2:]):
+        return 0
+    return -(x.ctypes.data % line // x.itemsize)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the windows of a block see, as the kernels look it up.
+
+    Attributes
+    ----------
+    begins : array (rows,)
+        Where each row of y begins: of every image, and every place of all dimensions but the last.
+    lines : array (rows, rows of the kernel)
+        The lines of x that it sees, or OUTSIDE.
+    inside : array (rows,)
+        Whether all these are inside x.
+    runs : tuple
+        Of the columns of the kernel, see `runs_of`.
+    run_table : array
+        The first column of every run.
+    lines_of_runs : array (rows, runs)
+    column_table : array
+        How far each place of a row that windows look at is from where the line begins, or OUTSIDE.
+    within : tuple of int
+        The first column of y, and end of those, whose windows are inside x.
+    steps : tuple of int
+        From one place of x, and y, to the next.
+    """
+
+    begins: npt.NDArray[np.int64]
+    lines: npt.NDArray[np.int64]
+    inside: npt.NDArray[np.bool_]
+    runs: tuple[int, int, list[int]]
+    run_table: npt.NDArray[np.int64]
+    lines_of_runs: npt.NDArray[np.int64]
+    column_table: npt.NDArray[np.int64]
+    within: tuple[int, int]
+    steps: tuple[int, int]
+
+
+def tables(p: ConvProblem, part: Block, x: Array, y: Array, widest: int, *, in_place: bool) -> Tables:
+    """The tables of a block, of images x (n, C, *size) if ``in_place``, else of its footprint; and of its outputs y."""
+    size = x.itemsize
+    if in_place:
+        bounds = zip(part.foot_start, part.foot_shape, p.size, strict=True)
+        shown = [places(start, length, n, p.boundary) for start, length, n in bounds]
+        before = -part.foot_start[-1]
+    else:
+        shown, before = [np.arange(length) for length in part.foot_shape], 0
+    x_images, _, *x_pitches = (stride // size for stride in x.strides)
+    y_images, _, *y_pitches = (stride // size for stride in y.strides)
+    # The place that each output sees through each tap, in every dimension.
+    seen = [
+        place[np.arange(n)[:, None] * s + np.arange(r) * d]
+        for place, n, s, r, d in zip(shown, part.shape, p.stride, p.kernel, part.spacing, strict=True)
+    ]
+    # Rows: images and all dimensions but the last, times the taps of these dimensions.
+    lead = p.spatial - 1
+    lines = np.zeros((len(x), *part.shape[:-1], *p.kernel[:-1]), np.int64)
+    begins = np.zeros((len(x), *part.shape[:-1]), np.int64)
+    lines += _along(np.arange(len(x)) * x_images, 0, lines.ndim)
+    begins += _along(np.arange(len(x)) * y_images, 0, begins.ndim)
+    for dim in range(lead):
+        offset = np.where(seen[dim] < 0, OUTSIDE, seen[dim] * x_pitches[dim])
+        shape = [1] * lines.ndim
+        shape[1 + dim], shape[1 + lead + dim] = offset.shape
+        lines += offset.reshape(shape)
+        begins += _along(np.arange(part.shape[dim]) * y_pitches[dim], 1 + dim, begins.ndim)
+    lines = lines.reshape(begins.size, -1) - before * x_pitches[-1]
+    inside: npt.NDArray[np.bool_] = np.all(lines > OUTSIDE // 2, axis=1)
+    # Of every line the runs of columns; those of one column less come last, and are looked up as if they were not.
+    runs = runs_of(p.kernel[-1], widest)
+    _, full, starts = runs
+    kinds = [np.array(kind, np.int64) for kind in (starts[:full], starts[full:])]
+    run_table = np.concatenate([np.tile(kind, lines.shape[1]) for kind in kinds])
+    lines_of_runs = np.concatenate([lines.repeat(len(kind), axis=1) for kind in kinds], axis=1)
+    columns, apart = seen[-1], part.spacing[-1]
+    column_table = np.where(shown[-1] < 0, OUTSIDE, (shown[-1] + before) * x_pitches[-1])
+    column_table = np.append(column_table, [OUTSIDE] * apart)
+    whole = np.flatnonzero((columns >= 0).all(axis=1) & (np.diff(columns, axis=1) == apart).all(axis=1))
+    whole = whole[columns[whole, 0] == whole * p.stride[-1] - before]
+    within = (int(whole[0]), int(whole[-1]) + 1) if len(whole) else (0, 0)
+    steps = x_pitches[-1], y_pitches[-1]
+    return Tables(begins.ravel(), lines, inside, runs, run_table, lines_of_runs, column_table, within, steps)
 
 
 @functools.lru_cache(maxsize=256)
@@ -100,6 +195,14 @@ def _tile(rows: int, wide: int, runs: int, height: int, width: int) -> tuple[int
     return best
 
 
+class Looked(threading.local):
+    """Memory for the places that a tile looks at: of each thread its own."""
+
+    def __init__(self, count: int) -> None:
+        self.memory = np.empty(count, np.int64)
+        self.address = self.memory.ctypes.data
+
+
 @dataclass(frozen=True)
 class _Call:
     """What the kernel is called with for arrays of one memory order: tables, and sizes for each piece of the rows."""
@@ -108,14 +211,18 @@ class _Call:
     memory: list[Array]  # what the addresses below lead to
     packed: tuple[int, ...]
     tables: tuple[int, ...]
-    pieces: list[tuple[int, int]]
+    looked: Looked
+    pieces: list[int]
 
     def __call__(self, x: int, y: int, threads: int) -> None:
         """Compute from the image at one address into the one at another."""
         if len(self.pieces) == 1:
-            self.kernel(x, *self.packed, y, *self.tables, *self.pieces[0])
+            self._piece(x, y, self.pieces[0])
         else:
-            run.for_each(lambda piece: self.kernel(x, *self.packed, y, *self.tables, *piece), self.pieces, threads)
+            run.for_each(lambda sizes: self._piece(x, y, sizes), self.pieces, threads)
+
+    def _piece(self, x: int, y: int, sizes: int) -> None:
+        self.kernel(x, *self.packed, y, *self.tables, self.looked.address, sizes)
 
 
 class DepthwisePrepared:
@@ -129,7 +236,7 @@ class DepthwisePrepared:
         self.filler = np.zeros(filled, self.dtype)
         if not isinstance(p.boundary, str):
             self.filler[:] = p.boundary
-        self.weight = operand.reshape(-1, p.taps)[:, _order(p)].astype(self.dtype)
+        self.weight = operand.reshape(-1, p.taps)[:, order(p, _WIDEST)].astype(self.dtype)
         self.bias = np.zeros(p.out_channels, self.dtype)
         if bias is not None:
             self.bias[:] = bias
@@ -189,77 +296,29 @@ class DepthwisePrepared:
         if y is not target:
             assign(target, y)
 
-    def _begin(self, x: Array) -> int:
-        """The channel at which vectors begin: before the first, if then none of x crosses a line of the cache.
-
-        A vector more for each place pays where there are few sums to a load.
-        """
-        p, line = self.problem, min(_LINE, self.lanes * x.itemsize)
-        if p.taps > _FEW_TAPS or p.in_channels < 4 * self.lanes or any(step % line for step in x.strides[2:]):
-            return 0
-        return -(x.ctypes.data % line // x.itemsize)
-
     def _call(self, x: Array, y: Array, part: Block | None, threads: int) -> _Call:
         """The tables of rows and columns, and the pieces for the threads; see the kernel."""
-        p, size, begin = self.problem, self.dtype.itemsize, self._begin(x)
+        p, begin = self.problem, first_channel(self.problem, x, self.lanes)
         if part is None:
-            part = box(p, slice(0, p.batch), (0,) * p.spatial, p.output, gapless=True)
-            bounds = zip(part.foot_start, part.foot_shape, p.size, strict=True)
-            shown = [places(start, length, n, p.boundary) for start, length, n in bounds]
-            before = -part.foot_start[-1]
+            whole = box(p, slice(0, p.batch), (0,) * p.spatial, p.output, gapless=True)
+            found, spacing = tables(p, whole, x, y, _WIDEST, in_place=True), p.dilation
         else:
-            shown, before = [np.arange(length) for length in part.foot_shape], 0
-        x_images, _, *x_pitches = (stride // size for stride in x.strides)
-        y_images, _, *y_pitches = (stride // size for stride in y.strides)
-        # The place that each output sees through each tap, in every dimension.
-        seen = [
-            place[np.arange(n)[:, None] * s + np.arange(r) * d]
-            for place, n, s, r, d in zip(shown, part.shape, p.stride, p.kernel, part.spacing, strict=True)
-        ]
-        # Rows: images and all dimensions but the last, times the taps of these dimensions.
-        lead = p.spatial - 1
-        lines = np.zeros((len(x), *part.shape[:-1], *p.kernel[:-1]), np.int64)
-        begins = np.zeros((len(x), *part.shape[:-1]), np.int64)
-        lines += _along(np.arange(len(x)) * x_images, 0, lines.ndim)
-        begins += _along(np.arange(len(x)) * y_images, 0, begins.ndim)
-        for dim in range(lead):
-            offset = np.where(seen[dim] < 0, OUTSIDE, seen[dim] * x_pitches[dim])
-            shape = [1] * lines.ndim
-            shape[1 + dim], shape[1 + lead + dim] = offset.shape
-            lines += offset.reshape(shape)
-            begins += _along(np.arange(part.shape[dim]) * y_pitches[dim], 1 + dim, begins.ndim)
-        lines = lines.reshape(begins.size, -1) - before * x_pitches[-1]
-        # Of every line the runs of columns; those of one column less come last.
-        wide, full, starts = _runs(p.kernel[-1])
-        kinds = [np.array(kind, np.int64) for kind in (starts[:full], starts[full:])]
-        run_table = np.concatenate([np.tile(kind, lines.shape[1]) for kind in kinds])
-        of_runs = (lines.repeat(len(kind), axis=1) for kind in kinds)
-        row_table = np.concatenate([begins.reshape(-1, 1), *of_runs], axis=1)
-        columns = seen[-1]
-        column_table = np.where(shown[-1] < 0, OUTSIDE, (shown[-1] + before) * x_pitches[-1])
-        # Shorter runs are looked up as if they were not.
-        column_table = np.append(column_table, [OUTSIDE] * part.spacing[-1])
-        inside = np.flatnonzero((columns >= 0).all(axis=1) & (np.diff(columns, axis=1) == part.spacing[-1]).all(axis=1))
-        inside = inside[columns[inside, 0] == inside * p.stride[-1] - before]
-        low, high = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
+            found, spacing = tables(p, part, x, y, _WIDEST, in_place=False), part.spacing
+        wide, full, starts = found.runs
+        lines, columns, run_count = found.lines, y.shape[-1], len(found.run_table)
+        row_table = np.concatenate([found.begins.reshape(-1, 1), found.lines_of_runs], axis=1)
         # Tiles of rows; they do not go over the end of an image where the lines of their rows slide.
-        slides = lead > 0 and p.stride[-2] == part.spacing[-2] == 1 and p.kernel[-2] * wide <= _FEW_TAPS
-        rows, height = (p.kernel[-2], part.shape[-2]) if slides else (1, len(lines))
-        down, across = _tile(rows, wide, len(run_table), height, len(columns))
+        slides = p.spatial > 1 and p.stride[-2] == spacing[-2] == 1 and p.kernel[-2] * wide <= _FEW_TAPS
+        rows, height = (p.kernel[-2], y.shape[-2]) if slides else (1, len(lines))
+        down, across = _tile(rows, wide, run_count, height, columns)
         firsts = np.minimum(np.arange(0, height, down), height - down)  # the last tile overlaps the one before
         firsts = np.add.outer(np.arange(0, len(lines), height), firsts).ravel()
-        row_inside: npt.NDArray[np.bool_] = np.all(lines > OUTSIDE // 2, axis=1)
-        lines_inside = np.all(row_inside[firsts[:, None] + np.arange(down)], axis=1)
+        lines_inside = np.all(found.inside[firsts[:, None] + np.arange(down)], axis=1)
         tile_table = np.stack([firsts, lines_inside], axis=1)
         pieces = min(len(firsts), threads * PIECES) if threads > 1 else 1
         cuts = [len(firsts) * i // pieces for i in range(pieces + 1)]
-        numbers = [len(columns), low, high, begin, p.in_channels, lines.shape[1] * full, len(run_table), p.taps]
-        # Of each piece the sizes, and memory for the places that a tile looks at.
-        looked = len(run_table) // rows * (down + rows - 1) * across * wide
-        pieces_of_memory = [
-            np.array([first, last, *numbers, x_pitches[-1], y_pitches[-1], *[0] * looked], np.int64)
-            for first, last in itertools.pairwise(cuts)
-        ]
+        numbers = [columns, *found.within, begin, p.in_channels, lines.shape[1] * full, run_count, p.taps]
+        sizes = [np.array([*ends, *numbers, *found.steps], np.int64) for ends in itertools.pairwise(cuts)]
         kernel = compiled(
             depthwise,
             dtype=self.dtype.name,
@@ -267,18 +326,20 @@ class DepthwisePrepared:
             wide=wide,
             narrower=full < len(starts),
             stride=p.stride[-1],
-            apart=part.spacing[-1],
+            apart=spacing[-1],
             down=down,
             across=across,
         )
         packed = [self.filler, *self._pack(begin)]
-        tables = [np.ascontiguousarray(t, np.int64) for t in (tile_table, row_table, run_table, column_table)]
+        given = (tile_table, row_table, found.run_table, found.column_table)
+        kept = [np.ascontiguousarray(table, np.int64) for table in given]
         return _Call(
             kernel,
-            [*packed, *tables, *pieces_of_memory],
+            [*packed, *kept, *sizes],
             tuple(a.ctypes.data for a in packed),
-            tuple(t.ctypes.data for t in tables),
-            [(m[len(numbers) + 4 :].ctypes.data, m.ctypes.data) for m in pieces_of_memory],
+            tuple(table.ctypes.data for table in kept),
+            Looked(run_count // rows * (down + rows - 1) * across * wide),
+            [piece.ctypes.data for piece in sizes],
         )
 
     def _buffer(self, purpose: str, images: int, shape: tuple[int, ...]) -> Array:

@@ -9,22 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
+from wherever.engine.algorithms.depthwise import Looked, first_channel, order, runs_of, tables
 from wherever.engine.algorithms.forward import refuses_sums
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
-from wherever.engine.algorithms.weight_gradient import offsets
-from wherever.engine.blocks import Block, cut, fill_footprint
+from wherever.engine.blocks import Block, box, cut, fill_footprint
 from wherever.engine.copies import assign, readable
-from wherever.engine.kernels.compile import Compiled, compiled, host
-from wherever.engine.kernels.weight_gradient import channel_products
+from wherever.engine.kernels.compile import compiled, host
+from wherever.engine.kernels.depthwise import depthwise_gradient
 from wherever.engine.machine import Machine, longest_sum, most_sums, wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
 
 _PART_BYTES = 4 << 20  # of the input of one part, where it is copied
-_LINE_BYTES = 1 << 20  # of a line of what lies outside
 _WIDEST = 7  # columns of a kernel that are summed together
 
 
@@ -57,104 +55,133 @@ class DepthwiseGradient(Algorithm):
         copied = (0 if last else math.prod(p.x_shape)) + (
             0 if last and pairs == 1 else math.prod(p.y_shape) * p.group_in
         )
-        return (sums + read + 2 * copied / machine.copy) * size + (40 + 20 * pairs) * machine.call
+        return (sums + read + 2 * copied / machine.copy) * size + (5 + 8 * pairs) * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
         """Both images of one part, where they are copied."""
-        return 2 * _PART_BYTES + _LINE_BYTES + 16 * problem.groups * problem.taps
+        return 2 * _PART_BYTES + 16 * problem.groups * problem.taps
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Nothing is packed beforehand: the other operand is as large."""
         return DepthwiseGradientPrepared(problem, operand)
 
 
-@functools.lru_cache(maxsize=64)
-def _rows(
-    shape: tuple[int, ...],
-    pitches: tuple[int, ...],
-    taps: tuple[int, ...],
-    stride: tuple[int, ...],
-    spacing: tuple[int, ...],
-    start: tuple[int, ...],
-    size: tuple[int, ...],
-) -> npt.NDArray[np.int64]:
-    """Where the rows of x lie that each row of outputs sees through each row of the kernel; -1 if outside.
-
-    All but ``pitches`` (which begins with the images) and ``shape`` (the same) are of all dimensions but the last.
-    """
-    where = np.zeros((*shape, *taps), np.int64)
-    outside = np.zeros((*shape, *taps), bool)
-    axes = where.ndim
-    where += (np.arange(shape[0]) * pitches[0]).reshape(-1, *[1] * (axes - 1))
-    for dim, (n, pitch, r, s, d, first, m) in enumerate(
-        zip(shape[1:], pitches[1:], taps, stride, spacing, start, size, strict=True)
-    ):
-        place = first + np.add.outer(np.arange(n) * s, np.arange(r) * d)
-        along = [1] * axes
-        along[1 + dim], along[len(shape) + dim] = n, r
-        place = place.reshape(along)
-        where += place * pitch
-        outside |= (place < 0) | (place >= m)
-    where[outside] = -1
-    return where.ravel()
-
-
 class _Method:
-    """What depends on the problem alone: the kernel's parameters, and how the problem is cut."""
+    """What depends on the problem alone: the kernel's parameters, how the problem is cut, and tables found before."""
 
     def __init__(self, problem: ConvProblem) -> None:
         self.problem = p = problem
         self.dtype: np.dtype[Any] = working_dtype(p.dtype)
         self.size = self.dtype.itemsize
         self.lanes = host().lanes(self.dtype.name)
-        registers = host().registers
-        self.joined = p.kernel[-1] <= _WIDEST
-        self.wide = p.kernel[-1] if self.joined else 1
-        self.taps = p.taps // self.wide  # rows of the kernel; single places, where these are not joined
-        self.high = max(1, min(self.taps, 27 // self.wide))
-        self.across = min(range(1, max(2, min(9, registers - 1 - self.wide))), key=self._row_cost)
+        self.wide, self.full, starts = runs_of(p.kernel[-1], _WIDEST)
+        self.narrower = self.full < len(starts)
+        self.rows = p.taps // p.kernel[-1]
+        self.runs = self.rows * len(starts)
+        self.across = min(range(1, 9), key=self._row_cost)
         # Places of a register tile are summed apart; so many of its sums are collected one after the other.
         self.chunk = longest_sum(self.dtype) // 2
         most = self.chunk * self.across
         if p.output[-1] <= most:
             most *= most_sums(self.dtype) // 2
         copied = max(1, _PART_BYTES // (self.size * p.groups * math.prod(p.stride)))
-        self.parts = {in_place: list(cut(p, most if in_place else min(copied, most))) for in_place in (False, True)}
-        self._kernels: dict[int, Compiled] = {}
+        self.parts = {
+            True: [box(p, b.images, b.start, b.shape, gapless=True) for b in cut(p, most)],
+            False: list(cut(p, min(copied, most))),
+        }
+        self.places = np.argsort(order(p, _WIDEST))  # where the kernel has the taps
+        self.filler = np.zeros(p.groups, self.dtype)
+        if not isinstance(p.boundary, str):
+            self.filler[:] = p.boundary
+        self.calls: dict[tuple[Any, ...], _Call] = {}
+
+    def tall(self, across: int) -> int:
+        """Rows of the kernel whose sums stay in registers, beside the places of y, a vector of x and one to spare."""
+        return max(1, min(self.rows, (host().registers - 2 - across) // self.wide))
 
     def _row_cost(self, across: int) -> float:
-        """Instructions for the columns of a row that see x alone, with so many of them at once."""
-        p = self.problem
-        inner = max(1, p.output[-1] - -(-sum(max(pad, 0) for pad in p.padding[-1]) // p.stride[-1]))
+        """Instructions for the columns of a row, with so many of them at once."""
+        p, registers = self.problem, host().registers
+        if across > max(1, registers - 2 - self.wide):
+            return math.inf
 
         def step(n: int) -> float:
             seen = min(n * self.wide, (n - 1) * p.stride[-1] + self.wide)
-            return self.high * max(self.wide * n, 3 * self.wide + seen) + n + 4
+            loads = n + self.runs * (seen + 3 * self.wide)
+            return max(self.runs * self.wide * n, loads) + 10
 
-        return inner // across * step(across) + inner % across * step(1)
+        return p.output[-1] // across * step(across) + p.output[-1] % across * step(1)
 
-    def kernel(self, apart: int) -> Compiled:
-        """The kernel for taps so far apart."""
-        apart = apart if self.joined else 1
-        if apart not in self._kernels:
-            self._kernels[apart] = compiled(
-                channel_products,
-                dtype=self.dtype.name,
-                high=self.high,
-                wide=self.wide,
-                stride=self.problem.stride[-1],
-                apart=apart,
-                across=self.across,
-                pixel=self.problem.groups,
-            )
-        return self._kernels[apart]
-
-    def usable(self, a: Array) -> bool:
-        """Whether the kernel can read an array (n, groups, *places) where it lies."""
-        return readable(a, self.dtype, 1) and a.strides[-1] == self.problem.groups * self.size and min(a.strides) >= 0
+    def call(self, number: int, part: Block, x: Array, y: Array, in_place: bool, threads: int) -> _Call:
+        """What computes a part of so many, from x and y in this memory."""
+        begin = first_channel(self.problem, x, self.lanes)
+        key = (number, in_place, x.strides, y.strides, begin, threads)
+        found = self.calls.get(key)
+        if found is None:
+            if len(self.calls) > 1000:  # of ever other memory orders
+                self.calls.clear()
+            found = self.calls[key] = _Call(self, part, x, y, in_place, begin, threads)
+        return found
 
 
 _method = functools.lru_cache(maxsize=256)(_Method)
+
+
+class _Call:
+    """What the kernel is called with for one part, in arrays of one memory order: tables, and ranges of channels."""
+
+    def __init__(
+        self, method: _Method, part: Block, x: Array, y: Array, in_place: bool, begin: int, threads: int
+    ) -> None:
+        p, self.begin, size = method.problem, begin, method.size
+        found = tables(p, part, x, y, _WIDEST, in_place=in_place)
+        columns, across = y.shape[-1], method.across
+        down = max(1, method.chunk // (columns // across + columns % across))
+        row_table = np.column_stack([found.inside, found.begins, found.lines_of_runs])
+        kept = [np.ascontiguousarray(a, np.int64) for a in (row_table, found.run_table, found.column_table)]
+        self.kernel = compiled(
+            depthwise_gradient,
+            dtype=method.dtype.name,
+            tall=method.tall(across),
+            wide=method.wide,
+            narrower=method.narrower,
+            stride=p.stride[-1],
+            apart=part.spacing[-1],
+            across=across,
+        )
+        self.looked = Looked(method.runs * across * method.wide)
+        self.tables = [a.ctypes.data for a in kept]
+        self.filler = method.filler.ctypes.data
+        # Vectors of channels, shared out among the threads; the first may begin before the first channel.
+        self.vectors = -(-(p.groups - begin) // method.lanes)
+        pieces = min(threads, self.vectors)
+        cuts = [self.vectors * i // pieces for i in range(pieces + 1)]
+        self.pieces, sizes = [], []
+        for low, high in itertools.pairwise(cuts):
+            first = max(0, begin + low * method.lanes)
+            channels = min(p.groups, begin + high * method.lanes) - first
+            numbers = [len(row_table), down, columns, *found.within, begin if low == 0 else 0, channels]
+            numbers += [method.rows * method.full, method.runs, p.taps, *found.steps]
+            sizes.append(np.array(numbers, np.int64))
+            self.pieces.append((first * size, low * method.lanes * p.taps * size, sizes[-1].ctypes.data))
+        self.memory = [*kept, *sizes]  # what the addresses lead to
+
+    def __call__(self, x: Array, y: Array, total: Array, threads: int) -> None:
+        """Add the products to the total."""
+        (collected,) = run.workspace("collected", total.size, dtype=total.dtype)
+        images = x.ctypes.data, y.ctypes.data
+        sums = collected.ctypes.data, total.ctypes.data
+
+        def piece(which: tuple[int, int, int]) -> None:
+            channels, taps, sizes = which
+            x, y = (address + channels for address in images)
+            collected, total = (address + taps for address in sums)
+            self.kernel(x, self.filler, y, collected, total, *self.tables, self.looked.address, sizes)
+
+        if len(self.pieces) == 1:
+            piece(self.pieces[0])
+        else:
+            run.for_each(piece, self.pieces, threads)
 
 
 class DepthwiseGradientPrepared:
@@ -169,76 +196,41 @@ class DepthwiseGradientPrepared:
         """Compute into ``out``; see `Prepared.run`."""
         p = self.problem
         x, y = channels_first(p, source), self.operand
+        if p.group_in == p.group_out == 1:
+            self._pair(x, y, out[:, 0], threads)
+            return
         for c in range(p.group_in):
             for k in range(p.group_out):
-                total = self._pair(x[:, c :: p.group_in], y[:, k :: p.group_out], threads)
-                by_channel = total.swapaxes(1, 2).reshape(-1, p.taps)[: p.groups]
-                out[k :: p.group_out, c] = by_channel.reshape(p.groups, *p.kernel)
+                self._pair(x[:, c :: p.group_in], y[:, k :: p.group_out], out[k :: p.group_out, c], threads)
 
-    def _pair(self, x: Array, y: Array, threads: int) -> Array:
-        """The sums (vectors of groups, taps, lanes) of one channel of every group of x with one of every group of y."""
+    def _pair(self, x: Array, y: Array, out: Array, threads: int) -> None:
+        """The sums of one channel of every group of x with one of every group of y, (groups, *kernel)."""
         p, method = self.problem, self.method
-        # A line of what lies outside stands for rows and columns that are not there; a continued image is copied.
-        in_place = method.joined and not isinstance(p.boundary, str) and method.usable(x)
-        in_place = in_place and x.shape[-1] * x.strides[-1] <= _LINE_BYTES
+        in_place = readable(x, method.dtype, 1)
+        total: Array | None = None
         parts = method.parts[in_place]
-        shape = (-(-p.groups // method.lanes), p.taps, method.lanes)
-        sums = np.zeros(shape, method.dtype if len(parts) == 1 else wide_dtype(method.dtype))
-        for part in parts:
-            total = sums if len(parts) == 1 else np.zeros(sums.shape, method.dtype)
-            self._part(x, y, part, total, in_place, threads)
-            if total is not sums:
-                sums += total
-        return sums
+        for number, part in enumerate(parts):
+            some, outputs = x[part.images], y[part.outputs]
+            if not in_place:
+                some = self._copied("foot", some, part.foot_shape, functools.partial(self._fill, part), threads)
+            if not readable(outputs, method.dtype, 1):
+                outputs = self._copied("outputs", outputs, part.shape, assign, threads)
+            call = method.call(number, part, some, outputs, in_place, threads)
+            sums = np.zeros((call.vectors, p.taps, method.lanes), method.dtype)
+            call(some, outputs, sums, threads)
+            by_channel = sums.swapaxes(1, 2).reshape(-1, p.taps)[-call.begin : p.groups - call.begin]
+            if method.runs > method.rows:
+                by_channel = by_channel[:, method.places]
+            if len(parts) == 1:
+                out[...] = by_channel.reshape(out.shape)
+                return
+            total = by_channel.astype(wide_dtype(method.dtype)) if total is None else total + by_channel
+        assert total is not None
+        out[...] = total.reshape(out.shape)
 
-    def _part(self, x: Array, y: Array, part: Block, total: Array, in_place: bool, threads: int) -> None:
-        """Add the products of one part to the total."""
-        p, method = self.problem, self.method
-        size, dtype = method.size, method.dtype
-        x, y = x[part.images], y[part.outputs]
-        if not method.usable(y):
-            y = self._copied("outputs", y, part.shape, assign, threads)
-        if in_place:
-            start, inside, spacing = part.foot_start, p.size, p.dilation
-        else:
-            x = self._copied("foot", x, part.foot_shape, lambda to, of: fill_footprint(p, of, part, to), threads)
-            start, inside, spacing = (0,) * p.spatial, part.foot_shape, part.spacing
-        x_pitches, y_pitches = (tuple(s // size for s in (a.strides[0], *a.strides[2:])) for a in (x, y))
-        shape = (len(y), *part.shape[:-1])
-        x_rows = _rows(shape, x_pitches[:-1], p.kernel[:-1], p.stride[:-1], spacing[:-1], start[:-1], inside[:-1])
-        if not method.joined:  # every column of the kernel sees rows of its own
-            x_rows = np.add.outer(x_rows, np.arange(p.kernel[-1]) * spacing[-1] * x_pitches[-1]).ravel()
-        y_rows = offsets(shape, y_pitches[:-1])
-        columns, before, width, stride = part.shape[-1], start[-1], inside[-1], p.stride[-1]
-        extent = (method.wide - 1) * spacing[-1] + 1
-        first = min(columns, -(min(before, 0) // stride))
-        last = min(columns, max(first, (width - before - extent) // stride + 1))
-        (collected,) = run.workspace("collected", total.size, dtype=dtype)
-        line = np.full(
-            (width + 1) * p.groups if in_place else 0, 0 if isinstance(p.boundary, str) else p.boundary, dtype
-        )
-        outside = (line.ctypes.data - x.ctypes.data) // size
-        steps = (last - first) // method.across + (last - first) % method.across + columns - (last - first)
-        down = max(1, method.chunk // steps)
-        numbers = [len(y_rows), columns, p.groups, method.taps, width, -before, first, last, outside, down]
-        kernel = method.kernel(spacing[-1])
-        tables = [x_rows.ctypes.data, y_rows.ctypes.data]
-        arrays = [array.ctypes.data for array in (x, y, collected, total)]
-
-        def some(channels: range) -> None:
-            sizes = np.array(numbers, np.int64)
-            sizes[2] = len(channels)
-            images = [address + channels.start * size for address in arrays[:2]]
-            totals = [address + channels.start * p.taps * size for address in arrays[2:]]
-            kernel(*images, *totals, *tables, sizes.ctypes.data)
-
-        if threads == 1:
-            some(range(p.groups))
-            return
-        vectors = -(-p.groups // method.lanes)
-        pieces = min(threads, vectors)
-        cuts = [min(p.groups, vectors * i // pieces * method.lanes) for i in range(pieces + 1)]
-        run.for_each(some, [range(a, b) for a, b in itertools.pairwise(cuts)], threads)
+    def _fill(self, part: Block, foot: Array, x: Array) -> None:
+        """Write the footprint of a part."""
+        fill_footprint(self.problem, x, part, foot)
 
     def _copied(
         self, purpose: str, given: Array, shape: tuple[int, ...], copy: Callable[[Array, Array], None], threads: int

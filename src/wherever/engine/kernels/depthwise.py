@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from wherever.engine.kernels.compile import Target
 from wherever.engine.kernels.vector import Int, Kernel, Mask, Vector
 
@@ -126,4 +128,112 @@ def depthwise(
                             tile(i, j, c, None, inside)
                         with part:
                             tile(i, j, c, kernel.mask(channels - c, 0 - c), inside)
+    return kernel
+
+
+def depthwise_gradient(
+    target: Target, *, dtype: str, tall: int, wide: int, narrower: bool, stride: int, apart: int, across: int
+) -> Kernel:
+    """Add to total[c, a, b], for all i and j, y[i, j, c] x[line[i, a], j * stride + (first[a] + b) * apart, c].
+
+    Of ``across`` neighbouring places j, each vector of x is loaded once for all the products that it is part of, whose
+    sums for ``tall`` runs a of ``wide`` columns stay in registers; then they are collected in the first cache, so that
+    both images are read along memory. Tables and runs are those of `depthwise`.
+
+    The arrays: x; filler, the channels of a place outside x; y; sums, a workspace of the size of the total; total
+    (vectors of channels, taps in the order of the runs, lanes).
+
+    The tables: of each row i whether all its lines are inside x, where it begins in y, and of every a the line of x
+    (or OUTSIDE); of each a its first column; of each place of a row that windows look at, how far it is from where the
+    line begins (or OUTSIDE). Behind them looked, a workspace for all places that a tile looks at.
+
+    The sizes: numbers of rows i, and of rows that are collected before they are added to the total; number of columns
+    j, and the first, and end, of those whose windows are inside x; the channel at which the first vector begins, and
+    the number of channels; number of runs a that are ``wide``, and of all; how many taps a vector of channels has; from
+    one place of x, and y, to the next.
+    """
+    lanes = target.lanes(dtype)
+    sizes = ["rows", "down", "columns", "low", "high", "begin", "channels", "full", "runs", "taps"]
+    sizes += ["x_place", "y_place"]
+    arrays = ["x", "filler", "y", "sums", "total", "row_table", "run_table", "column_table", "looked"]
+    kernel = Kernel("depthwise_gradient", dtype, lanes, arrays, sizes)
+    rows, down, columns, low, high, begin, channels, full, runs, taps, x_place, y_place = map(kernel.size, sizes)
+    x, y = kernel.array("x", x_place, 1), kernel.array("y", y_place, 1)
+    sums, total = (kernel.array(name, taps, lanes, lanes, 1) for name in ("sums", "total"))
+    row_table, first_column, column_table, looked = (kernel.table(name) for name in arrays[-4:])
+    filler = kernel.distance(x, kernel.array("filler", 1))
+
+    def tile(i: Int, j: Int, broad: int, inside: bool) -> None:
+        """Add the products of neighbouring places and all that their windows see."""
+        seen = sorted({n * stride + b * apart for n in range(broad) for b in range(wide)})
+        with kernel.loop(runs) as a:
+            line, start = row_table[i * (runs + 2) + (a + 2)], j * stride + first_column[a] * apart
+            if inside:
+                looked[a] = line + start * x_place
+            else:
+                for number, column in enumerate(seen):
+                    there = line + column_table[start + column]
+                    looked[a * len(seen) + number] = kernel.where(there < OUTSIDE // 2, filler, there)
+        outputs = y.moved(row_table[i * (runs + 2) + 1])
+
+        def products(c: Int, mask: Mask | None) -> None:
+            weights = [outputs[j + n, c].load(mask) for n in range(broad)]
+
+            def add(a: Int, tap: Int | int, tall: int, wide: int) -> None:
+                """The sums of some runs."""
+                found = {(k, b): kernel.splat(0) for k in range(tall) for b in range(wide)}
+                for number, column in enumerate(seen):
+                    met = [(n, b) for n in range(broad) for b in range(wide) if n * stride + b * apart == column]
+                    for k in range(tall if met else 0):
+                        there = looked[a + k] if inside else looked[(a + k) * len(seen) + number]
+                        value: Vector = x.moved(there)[column if inside else 0, c].load(mask)
+                        for n, b in met:
+                            found[k, b] = kernel.fma(weights[n], value, found[k, b])
+                for (k, b), more in found.items():
+                    place = sums[c - begin, tap, k * wide + b, 0]
+                    place.store(place.load() + more)
+
+            even = full // tall * tall
+            with kernel.loop(0, even, tall) as a:
+                add(a, a * wide, tall, wide)
+            if tall > 1:
+                with kernel.loop(even, full) as a:
+                    add(a, a * wide, 1, wide)
+            if narrower:
+                with kernel.loop(full, runs) as a:
+                    add(a, full + a * (wide - 1), 1, wide - 1)
+
+        with (
+            kernel.loop(begin, channels, lanes) as c,
+            kernel.either((c >= 0) & (c + lanes <= channels)) as (whole, part),
+        ):
+            with whole:
+                products(c, None)
+            with part:
+                products(c, kernel.mask(channels - c, 0 - c))
+
+    def vectors() -> Iterator[tuple[Int, Int]]:
+        """All vectors of channels, and their taps."""
+        with kernel.loop(begin, channels, lanes) as c, kernel.loop(taps) as tap:
+            yield c - begin, tap
+
+    with kernel.loop(0, rows, down) as start:
+        for c, tap in vectors():
+            sums[c, tap, 0, 0].store(kernel.splat(0))
+        with kernel.loop(start, kernel.minimum(start + down, rows)) as i:
+            lines_inside, even = row_table[i * (runs + 2)], columns // across * across
+            with (
+                kernel.loop(0, even, across) as j,
+                kernel.either((lines_inside > 0) & (j >= low) & (j + across <= high)) as (within, otherwise),
+            ):
+                with within:
+                    tile(i, j, across, True)
+                with otherwise:
+                    tile(i, j, across, False)
+            if across > 1:
+                with kernel.loop(even, columns) as j:
+                    tile(i, j, 1, False)
+        for c, tap in vectors():
+            place = total[c, tap, 0, 0]
+            place.store(place.load() + sums[c, tap, 0, 0].load())
     return kernel
