@@ -20,9 +20,9 @@ def layers(draw):
     group_in, group_out = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     kernel, stride, dilation = [], [], []
     for _ in range(spatial):
-        kernel.append(draw(st.sampled_from([1, 2, 3, 3, 4] if spatial < 3 else [1, 2, 3])))
-        stride.append(draw(st.sampled_from([1, 1, 2, 3])))
-        dilation.append(stride[-1] * draw(st.sampled_from([1, 1, 2, 5])))
+        kernel.append(draw(st.sampled_from([1, 2, 3, 3, 4, 5, 7] if spatial < 3 else [1, 2, 3])))
+        stride.append(draw(st.sampled_from([1, 1, 2, 2, 3])))
+        dilation.append(draw(st.sampled_from([1, 1, stride[-1], 2 * stride[-1], 5 * stride[-1]])))
     extent = tuple((r - 1) * d + 1 for r, d in zip(kernel, dilation, strict=True))
     size = tuple(e + draw(st.integers(0, {1: 200, 2: 30, 3: 9}[spatial])) for e in extent)
     boundary = draw(st.sampled_from(BOUNDARIES))
@@ -84,6 +84,26 @@ def test_numbers_that_are_not_finite_stay_local(problem, seed):
     Winograd().prepare(problem, w).run(x, out, 1)
     np.testing.assert_array_equal(np.isnan(out), np.isnan(truth))
     np.testing.assert_array_equal(np.isinf(out), np.isinf(truth))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3), (2, 2)), ((5, 4), (2, 2)), ((2, 3), (3, 1)), ((7, 1), (4, 3))])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_phases_of_a_stride(kernel, stride, dtype):
+    """Phases of as many taps as others, of fewer, and of none; channels that share a vector with the next phase's."""
+    for channels in (12, 16, 21, 70):
+        problem = ConvProblem.from_shapes(
+            (2, 29, 31, channels),
+            (20, channels, *kernel),
+            stride=stride,
+            padding=2,
+            layout="channels_last",
+            dtype=dtype,
+        )
+        assert Winograd().refuses(problem) is None
+        x, w = numbers(problem.x_shape, dtype), numbers(problem.w_shape, dtype, 1)
+        out = np.empty(problem.y_shape, dtype)
+        Winograd().prepare(problem, w).run(x, out, 1)
+        assert_close(out, summed(problem, x, w), dtype)
 
 
 @pytest.mark.parametrize("kernel", [2, 3])

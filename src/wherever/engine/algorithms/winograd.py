@@ -16,11 +16,11 @@ from wherever.engine.algorithms.blockwise import channels_first, per_channel, st
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
-from wherever.engine.blocks import Block, footprint, gather, grid, places
+from wherever.engine.blocks import Block, footprint, gather, grid, last_axes, places
 from wherever.engine.copies import assign, exchanging
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.cook_toom import MOST_POINTS
-from wherever.engine.kernels.winograd import OUTSIDE, winograd, winograd_weights
+from wherever.engine.kernels.winograd import OUTSIDE, Phases, active, winograd, winograd_weights
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
@@ -28,6 +28,7 @@ _TILES = (2, 3, 4, 6)  # outputs of a tile along one dimension that are consider
 # Points along one dimension, by how many are transformed: errors multiply. In float64 the promise leaves less room.
 _MOST_POINTS = {"f": {1: MOST_POINTS, 2: 6, 3: 6}, "d": {1: 6, 2: 6, 3: 6}}
 _MOST_OF_ALL = {1: MOST_POINTS, 2: 36, 3: 144}  # of all dimensions together
+_MOST_PHASES = 4  # of a stride, in all dimensions together
 _STREAMED_TILES = 28  # at least so many tiles share one reading of the transformed weights
 _PART_BYTES = 2 << 20  # of the input of one part, and of its result where both have their channels first
 
@@ -41,6 +42,8 @@ class Winograd(Algorithm):
 
     Where the dilation d is a multiple of the stride s, outputs that lie d / s apart read places of x that lie d apart:
     each residue class of the outputs is a convolution without stride and dilation, and its tiles lie on a wider grid.
+    Without dilation, a stride s is a sum over the s phases of x, of which each meets every s-th tap: convolutions
+    without stride of smaller kernels, whose products are added before they are transformed back.
     """
 
     name = "winograd"
@@ -51,8 +54,11 @@ class Winograd(Algorithm):
         refusal = refuses_sums(problem)
         if refusal is not None:
             return refusal
-        if any(apart % s for apart, s in zip(x_steps(problem), problem.stride, strict=True)):
-            return "tiles overlap where the dilation is a multiple of the stride"
+        axes = zip(problem.kernel, problem.stride, problem.dilation, strict=True)
+        if any(r > 1 and d > 1 and d % s for r, s, d in axes):
+            return "tiles overlap where there is no dilation, or where it is a multiple of the stride"
+        if math.prod(map(len, phase_taps(problem))) > _MOST_PHASES:
+            return f"adds up to {_MOST_PHASES} phases of a stride"
         if not 1 <= _dimensions(problem) <= 3:
             return f"transforms 1 to 3 dimensions, not {_dimensions(problem)}"
         if not _tiles(problem):
@@ -67,7 +73,7 @@ class Winograd(Algorithm):
     def preparation(self, problem: ConvProblem, machine: Machine) -> float:
         """A copy in another order; transformed weights written, of more points than the kernel has taps."""
         tiling = best_tiling(as_forward(problem), machine)
-        points = math.prod(_points(as_forward(problem), tiling.tile))
+        points = _work(as_forward(problem), tiling.tile)
         return super().preparation(problem, machine) * (0.5 + points / problem.taps / 2)
 
     def workspace(self, problem: ConvProblem) -> int:
@@ -85,7 +91,7 @@ def _tiles(problem: ConvProblem) -> list[tuple[int, ...]]:
     """The tiles that the promise about errors, and memory, allow."""
     dimensions = _dimensions(problem)
     most = _MOST_POINTS[working_dtype(problem.dtype).char][dimensions]
-    options = [[1] if r == 1 else [m for m in _TILES if m + r - 1 <= most] for r in problem.kernel]
+    options = [[1] if r == 1 else [m for m in _TILES if m + r - 1 <= most] for r in _taps(problem)]
     return [
         tile for tile in itertools.product(*options) if math.prod(_points(problem, tile)) <= _MOST_OF_ALL[dimensions]
     ]
@@ -93,13 +99,29 @@ def _tiles(problem: ConvProblem) -> list[tuple[int, ...]]:
 
 def _dimensions(problem: ConvProblem) -> int:
     """How many dimensions are transformed."""
-    return sum(r > 1 for r in problem.kernel)
+    return sum(r > 1 for r in _taps(problem))
+
+
+def phase_taps(problem: ConvProblem) -> list[list[int]]:
+    """How many taps each phase of the stride has, in each dimension; one phase has all, where no more are needed."""
+    axes = zip(problem.kernel, problem.stride, problem.dilation, strict=True)
+    return [[r] if r == 1 or d % s == 0 else [-(-(r - q) // s) for q in range(min(r, s))] for r, s, d in axes]
+
+
+def _taps(problem: ConvProblem) -> tuple[int, ...]:
+    """Taps of the kernel that is transformed: of the largest phase."""
+    return tuple(taps[0] for taps in phase_taps(problem))
+
+
+def _work(problem: ConvProblem, tile: tuple[int, ...]) -> int:
+    """Products of one tile and one channel: the points of all phases; short ones have none at infinity."""
+    return math.prod(sum(m + r - 1 for r in taps) for m, taps in zip(tile, phase_taps(problem), strict=True))
 
 
 def x_steps(problem: ConvProblem) -> tuple[int, ...]:
     """How far apart the places of x are that one tile reads; where a kernel has one tap, as far as outputs look."""
     axes = zip(problem.kernel, problem.stride, problem.dilation, strict=True)
-    return tuple(d if r > 1 else s for r, s, d in axes)
+    return tuple(s if r == 1 or d % s else d for r, s, d in axes)
 
 
 def y_steps(problem: ConvProblem) -> tuple[int, ...]:
@@ -152,7 +174,13 @@ def best_tiling(problem: ConvProblem, machine: Machine) -> Tiling:
 
 
 def _points(problem: ConvProblem, tile: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(m + r - 1 for m, r in zip(tile, problem.kernel, strict=True))
+    return tuple(m + r - 1 for m, r in zip(tile, _taps(problem), strict=True))
+
+
+def _v_pixel(problem: ConvProblem, lanes: int) -> int:
+    """Numbers from one point of a transformed tile to the next: whole vectors of the last of all phases."""
+    phases = math.prod(map(len, phase_taps(problem)))
+    return _pixel((phases - 1) * problem.group_in + -(-problem.group_in // lanes) * lanes, lanes)
 
 
 def _pixel(channels: int, lanes: int) -> int:
@@ -165,9 +193,10 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     dtype = working_dtype(problem.dtype)
     lanes, size = host().lanes(dtype.name), dtype.itemsize
     points = math.prod(_points(problem, tile))
-    v_pixel, m_pixel = _pixel(problem.group_in, lanes), _pixel(problem.group_out, lanes)
+    work, phases = _work(problem, tile), math.prod(map(len, phase_taps(problem)))
+    v_pixel, m_pixel = _v_pixel(problem, lanes), _pixel(problem.group_out, lanes)
     tile_bytes = points * (v_pixel + m_pixel) * size
-    weights = points * problem.group_in * problem.group_out
+    weights = work * problem.group_in * problem.group_out
     classes = y_steps(problem)
     steps = [m * e for m, e in zip(tile, classes, strict=True)]  # outputs of one tile of each class
     along = [-(-n // step) for n, step in zip(problem.output, steps, strict=True)]
@@ -204,14 +233,15 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     together = -(-tiles // rounds // rows) * rows if rounds > 1 else tiles
     rounds = -(-tiles // together)
 
-    worked = parts * rounds * -(-min(together, tiles) // rows) * rows * points * problem.groups
+    worked = parts * rounds * -(-min(together, tiles) // rows) * rows * problem.groups
     padded_out = -(-problem.group_out // (vectors * lanes)) * vectors * lanes
     loads = max(1.0, (rows + vectors) / (rows * vectors))
-    sums = worked * problem.group_in * padded_out * loads / machine.multiply_adds
-    transforms = worked * (v_pixel + m_pixel) * problem.spatial / machine.transforms
+    sums = worked * work * problem.group_in * padded_out * loads / machine.multiply_adds
+    seen = work * v_pixel / phases
+    transforms = worked * (seen + points * m_pixel) * problem.spatial / machine.transforms
     reading = parts * rounds * problem.groups * weights / machine.stream if streamed else 0.0
     places = parts * tiles * math.prod(tile)
-    moved = places * (1.5 * problem.in_channels + problem.out_channels) / machine.copy
+    moved = places * (1.5 * phases * problem.in_channels + problem.out_channels) / machine.copy
     if first:
         moved += 2 * parts * images * held(counts) / machine.copy
     seconds = (max(sums, reading) + transforms + moved) * size / 4 + parts * (6 + 3 * problem.groups) * machine.call
@@ -239,7 +269,8 @@ class Part:
     def __init__(self, problem: ConvProblem, tile: tuple[int, ...], block: Block) -> None:
         self.block, self.tile = block, tile
         self.images = block.images.stop - block.images.start
-        axes = zip(block.shape, tile, problem.kernel, problem.stride, x_steps(problem), strict=True)
+        self.phases = list(itertools.product(*(range(len(taps)) for taps in phase_taps(problem))))
+        axes = zip(block.shape, tile, phase_taps(problem), problem.stride, x_steps(problem), strict=True)
         self.axes = [_Axis(*axis) for axis in axes]
         self.count = self.images * math.prod(len(axis.first) for axis in self.axes)
         seen = [
@@ -269,28 +300,50 @@ class Part:
         self, shown: list[npt.NDArray[np.int64]], x_pitches: tuple[int, ...], y_pitches: tuple[int, ...]
     ) -> tuple[npt.NDArray[np.int64], ...]:
         counts = (self.images, *(len(axis.first) for axis in self.axes))
-        tiles = np.stack(np.unravel_index(np.arange(self.count), counts), 1)
-        rows = np.zeros((self.count, 4 + len(self.tile)), np.int64)
-        distances = []
-        written = [axis.y for axis in self.axes]
-        for field, along, pitches in ((0, shown, x_pitches), (1, written, y_pitches)):
-            image = rows[:, field + 2] = tiles[:, 0] * pitches[0]
-            corner, outside = image.copy(), np.zeros(self.count, bool)
-            start = 0
-            for dim, (place, pitch, axis) in enumerate(zip(along, pitches[1:], self.axes, strict=True)):
-                first = axis.first[tiles[:, 1 + dim]]
-                rows[:, 4 + dim] = start + first
-                start += len(place)
-                corner += place[first] * pitch
-                # A tile lies inside where its places follow each other.
-                width, step = (axis.tile, axis.classes) if field else (axis.points, axis.apart)
-                breaks = np.r_[0, np.cumsum((np.diff(place) != step) | (place[1:] < 0))]
-                outside |= (place[first] < 0) | (breaks[first + width - 1] > breaks[first])
-            rows[:, field] = np.where(outside, OUTSIDE, corner)
-            distances.append(
-                np.concatenate([np.where(p < 0, OUTSIDE, p * q) for p, q in zip(along, pitches[1:], strict=True)])
-            )
-        return rows, *distances
+        image, *tiles = np.unravel_index(np.arange(self.count), counts)
+        firsts = [axis.first[tile] for axis, tile in zip(self.axes, tiles, strict=True)]
+        phases = len(self.phases)
+        rows = np.zeros((self.count, phases + 3 + len(firsts)), np.int64)
+        for number, phase in enumerate(self.phases):
+            met = [seen[q] for seen, q in zip(shown, phase, strict=True)]
+            runs = [(axis.seen[q], axis.apart) for axis, q in zip(self.axes, phase, strict=True)]
+            rows[:, number] = _corners(image * x_pitches[0], firsts, met, runs, x_pitches[1:])
+        written, runs = [axis.y for axis in self.axes], [(axis.tile, axis.classes) for axis in self.axes]
+        rows[:, phases] = _corners(image * y_pitches[0], firsts, written, runs, y_pitches[1:])
+        rows[:, phases + 1], rows[:, phases + 2] = image * x_pitches[0], image * y_pitches[0]
+        start = 0
+        for dim, (first, seen) in enumerate(zip(firsts, shown, strict=True)):
+            rows[:, phases + 3 + dim] = start + first
+            start += seen.size
+        # An entry is at the same place in both tables: y is repeated for every phase of x.
+        repeated = [np.tile(axis.y, len(axis.x)) for axis in self.axes]
+        return (
+            rows,
+            _distances([seen.ravel() for seen in shown], x_pitches[1:]),
+            _distances(repeated, y_pitches[1:]),
+        )
+
+
+def _corners(
+    image: npt.NDArray[np.int64],
+    firsts: list[npt.NDArray[np.int64]],
+    places: list[npt.NDArray[np.int64]],
+    runs: list[tuple[int, int]],
+    pitches: tuple[int, ...],
+) -> npt.NDArray[np.int64]:
+    """Where tiles begin, whose places in each dimension are a run of so many, so far apart; OUTSIDE if they are not."""
+    corner, outside = image.copy(), np.zeros(len(image), bool)
+    for first, place, (width, step), pitch in zip(firsts, places, runs, pitches, strict=True):
+        corner += place[first] * pitch
+        breaks = np.r_[0, np.cumsum((np.diff(place) != step) | (place[1:] < 0))]
+        outside |= (place[first] < 0) | (breaks[first + width - 1] > breaks[first])
+    return np.where(outside, OUTSIDE, corner)
+
+
+def _distances(places: list[npt.NDArray[np.int64]], pitches: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """How far places are from the beginning, all dimensions one behind the other; OUTSIDE where there are none."""
+    far = [np.where(place < 0, OUTSIDE, place * pitch) for place, pitch in zip(places, pitches, strict=True)]
+    return np.concatenate(far)
 
 
 class _Axis:
@@ -301,28 +354,35 @@ class _Axis:
     first : array of int
         Where the places of each tile begin in the lists; tiles of all classes that lie side by side follow each other.
     x, y : array of int
-        Places in the footprint and among the outputs; -1 behind the last one.
-    tile, points : int
-        How many outputs a tile has, and how many places it reads.
+        Places in the footprint, of each phase of a stride, and among the outputs; -1 behind the last one.
+    tile : int
+        How many outputs a tile has.
+    seen : list of int
+        How many places of each phase it reads.
     classes, apart : int
-        How far apart these are.
+        How far apart its outputs and these places are.
     """
 
-    def __init__(self, outputs: int, tile: int, taps: int, stride: int, apart: int) -> None:
-        self.tile, self.points, self.apart, self.classes = tile, tile + taps - 1, apart, apart // stride
-        first, x, y = [], [], []
+    def __init__(self, outputs: int, tile: int, taps: list[int], stride: int, apart: int) -> None:
+        self.tile, self.seen = tile, [tile + r - 1 for r in taps]
+        self.apart, self.classes = apart, apart // stride
+        first: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+        x: list[list[npt.NDArray[np.int64]]] = []
+        y: list[npt.NDArray[np.int64]] = []
         begin = 0
         for residue in range(min(self.classes, outputs)):
             count = -(-(outputs - residue) // self.classes)
             tiles = -(-count // tile)
-            place = np.arange(tiles * tile + taps - 1)
+            place = np.arange(tiles * tile + taps[0] - 1)
             first.append((np.arange(tiles), begin + np.arange(tiles) * tile))
-            x.append(np.where(place < count + taps - 1, residue * stride + place * apart, -1))
+            x.append(
+                [np.where(place < count + r - 1, residue * stride + q + place * apart, -1) for q, r in enumerate(taps)]
+            )
             y.append(np.where(place < count, residue + place * self.classes, -1))
             begin += len(place)
         numbers, firsts = np.concatenate(first, 1)
         self.first = firsts[np.argsort(numbers, kind="stable")]
-        self.x, self.y = np.concatenate(x), np.concatenate(y)
+        self.x, self.y = np.concatenate(x, 1), np.concatenate(y)
 
 
 def _spread(pitches: tuple[int, ...], apart: tuple[int, ...]) -> tuple[int, ...]:
@@ -331,7 +391,7 @@ def _spread(pitches: tuple[int, ...], apart: tuple[int, ...]) -> tuple[int, ...]
 
 
 class WinogradPrepared:
-    """Weights transformed, as (groups, point, block of output channels, input channel, vectors * lanes)."""
+    """Weights transformed, as (groups, point, block of output channels, phase, input channel, vectors * lanes)."""
 
     def __init__(
         self, problem: ConvProblem, operand: Array, bias: Array | None = None, tiling: Tiling | None = None
@@ -342,16 +402,24 @@ class WinogradPrepared:
         self.tiling = tiling = tiling or best_tiling(p, Machine())
         name = self.dtype.name
         self.lanes = lanes = host().lanes(name)
-        self.points = math.prod(_points(p, tiling.tile))
+        points, phases = _points(p, tiling.tile), phase_taps(p)
+        self.points = math.prod(points)
+        self.phases: Phases = tuple(
+            itertools.product(*([(q, r < taps[0]) for q, r in enumerate(taps)] for taps in phases))
+        )
+        # How many products are added at each point.
+        self.terms = np.array([p.group_in * len(active(self.phases, points, i)) for i in np.ndindex(points)], np.int64)
         self.width = tiling.vectors * lanes  # of a block of output channels
         self.blocks = -(-p.group_out // self.width)
-        self.panel = self.points * self.blocks * p.group_in * self.width  # numbers of one group's transformed weights
-        self.v_pixel, self.m_pixel = _pixel(p.group_in, lanes), _pixel(self.blocks * self.width, lanes)
+        summed = len(self.phases) * p.group_in
+        self.panel = self.points * self.blocks * summed * self.width  # numbers of one group's transformed weights
+        self.v_pixel, self.m_pixel = _v_pixel(p, lanes), _pixel(self.blocks * self.width, lanes)
         self.kernel = compiled(
             winograd,
             dtype=name,
             tile=tiling.tile,
-            taps=p.kernel,
+            taps=_taps(p),
+            phases=self.phases,
             channels=p.group_in,
             outputs=p.group_out,
             x_pixel=p.in_channels,
@@ -378,20 +446,27 @@ class WinogradPrepared:
 
     def _transformed(self, operand: Array) -> Array:
         p, size = self.problem, self.dtype.itemsize
-        kernel = compiled(
-            winograd_weights,
-            dtype=self.dtype.name,
-            tile=self.tiling.tile,
-            taps=p.kernel,
-            vectors=self.tiling.vectors,
-        )
         u = np.empty(p.groups * self.panel, self.dtype)
-        w = np.zeros((p.taps, p.group_in, self.blocks * self.width), self.dtype)
-        given = operand.astype(self.dtype, copy=False).reshape(p.groups, p.group_out, p.group_in, p.taps)
+        given = operand.astype(self.dtype, copy=False).reshape(p.groups, p.group_out, p.group_in, *p.kernel)
         sizes = np.array([p.group_in, self.blocks], np.int64)
-        for group in range(p.groups):
-            assign(w[:, :, : p.group_out], given[group].transpose(2, 1, 0))
-            kernel(w.ctypes.data, u.ctypes.data + group * self.panel * size, sizes.ctypes.data)
+        split = [len(taps) > 1 for taps in phase_taps(p)]
+        for number, phase in enumerate(self.phases):
+            kernel = compiled(
+                winograd_weights,
+                dtype=self.dtype.name,
+                tile=self.tiling.tile,
+                taps=_taps(p),
+                phases=self.phases,
+                phase=number,
+                vectors=self.tiling.vectors,
+            )
+            steps = zip(phase, p.stride, split, strict=True)
+            some = given[last_axes(slice(q, None, s if several else None) for (q, _), s, several in steps)]
+            some = some.reshape(p.groups, p.group_out, p.group_in, -1)
+            w = np.zeros((some.shape[-1], p.group_in, self.blocks * self.width), self.dtype)
+            for group in range(p.groups):
+                assign(w[:, :, : p.group_out], some[group].transpose(2, 1, 0))
+                kernel(w.ctypes.data, u.ctypes.data + group * self.panel * size, sizes.ctypes.data)
         return u
 
     def run(self, source: Array, out: Array, threads: int) -> None:
@@ -478,12 +553,12 @@ class _Work:
             self.turn_out = exchanging(y[block.outputs], _channels_behind(np.empty(self.result, prepared.dtype)))
         self.copied = numbers
 
-        tables = part.table(low, x_pitches, y_pitches)
+        tables = (*part.table(low, x_pitches, y_pitches), prepared.terms)
         pitches = (*_spread(x_pitches[1:], x_steps(p)), *_spread(y_pitches[1:], y_steps(p)))
         self.calls = []
         for tiles, blocks in prepared.shares(part.count, threads):
             span = (tiles.start, tiles.stop, tiling.together, blocks.start, blocks.stop, prepared.blocks)
-            sizes = np.array([*span, *pitches], np.int64)
+            sizes = np.array([*span, *pitches, *(axis.x.shape[1] for axis in part.axes)], np.int64)
             held = -(-min(tiling.together, len(tiles)) // tiling.rows) * tiling.rows * prepared.points
             edge = max(prepared.points * p.in_channels, math.prod(tiling.tile) * p.out_channels)
             ends = np.cumsum(

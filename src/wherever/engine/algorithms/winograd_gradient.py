@@ -16,7 +16,7 @@ from wherever.engine.algorithms.blockwise import channels_first
 from wherever.engine.algorithms.forward import refuses_sums
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.weight_gradient import OuterPrepared, store_taps
-from wherever.engine.algorithms.winograd import Part, tiles_along, x_steps, y_steps
+from wherever.engine.algorithms.winograd import Part, phase_taps, tiles_along, y_steps
 from wherever.engine.blocks import grid, last_axes
 from wherever.engine.copies import assign, readable
 from wherever.engine.kernels.compile import compiled, host
@@ -52,7 +52,7 @@ class WinogradGradient(Algorithm):
         refusal = refuses_sums(problem, gradient=True)
         if refusal is not None:
             return refusal
-        if any(step % s for step, s in zip(x_steps(problem), problem.stride, strict=True)):
+        if any(len(taps) > 1 for taps in phase_taps(problem)):
             return "tiles overlap where the dilation is a multiple of the stride"
         if not 1 <= _dimensions(problem) <= 3:
             return f"transforms 1 to 3 dimensions, not {_dimensions(problem)}"

@@ -5,16 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from wherever.engine.kernels.compile import Target
-from wherever.engine.kernels.cook_toom import cook_toom, transformed
+from wherever.engine.kernels.cook_toom import Matrix, cook_toom, transformed
 from wherever.engine.kernels.direct import CHUNK
 from wherever.engine.kernels.vector import Array, Int, Kernel, Mask
 
 OUTSIDE = -(1 << 60)  # in the tables of places: nothing is there; sums of a few of them are still below half of it
+
+
+# The phases of a stride: of each, in every dimension, its number and whether it is short, of one tap less than others.
+Phases: TypeAlias = tuple[tuple[tuple[int, bool], ...], ...]
+
+
+def active(phases: Phases, points: Sequence[int], index: Sequence[int]) -> list[int]:
+    """The phases that have a product at a point: a short one has none at infinity, which is the last point."""
+    return [
+        number
+        for number, phase in enumerate(phases)
+        if not any(short and i == n - 1 for (_, short), i, n in zip(phase, index, points, strict=True))
+    ]
+
+
+def _short(phase: tuple[tuple[int, bool], ...], matrices: Sequence[Matrix]) -> list[Matrix]:
+    """The matrices of a phase: of a short one without the point at infinity, and without what only that one reads."""
+    return [
+        tuple(row[:-1] for row in matrix[:-1]) if short else matrix
+        for (_, short), matrix in zip(phase, matrices, strict=True)
+    ]
 
 
 def winograd(
@@ -29,6 +51,7 @@ def winograd(
     y_pixel: int,
     v_pixel: int,
     m_pixel: int,
+    phases: Phases,
     sparse: bool,
     rows: int,
     vectors: int,
@@ -45,6 +68,10 @@ def winograd(
     ----------
     tile, taps
         Outputs of a tile and places of the kernel in each dimension: F(tile, taps).
+    phases
+        Of a stride s: places of x whose number is q modulo s meet only the taps q, q + s, ... They are a problem
+        without stride, and the products of all phases are added point by point, as those of more channels. One phase
+        where there is no stride.
     channels, outputs
         Input and output channels.
     x_pixel, y_pixel
@@ -62,27 +89,30 @@ def winograd(
     vectors * lanes); bias; y; v, m and edge, workspaces (edge for one tile of x or y); odd, one vector that is NaN
     afterwards if any output is not finite.
 
-    The tables: of each tile where it begins in x and in y (OUTSIDE, where it is not wholly inside), where its image
-    begins in x and in y, and in each dimension its first entry in the next two tables; these tell how far every place
-    along a dimension is from the image's beginning, in x and in y.
+    The tables: of each tile where every phase of it begins in x, and where it begins in y (OUTSIDE, where it is not
+    wholly inside), where its image begins in x and in y, and in each dimension its first entry in the next two tables;
+    these tell how far every place along a dimension is from the image's beginning, in x (one phase after the other) and
+    in y; terms, how many products are added at each point.
 
     The sizes: first and last tile, and how many are worked on together; first and last block of output channels, number
-    of these blocks; how far apart the places of a tile are in each dimension, in x and in y.
+    of these blocks; how far apart the places of a tile are in each dimension, in x and in y; entries of one phase in
+    each dimension.
     """
     lanes = target.lanes(dtype)
     dimensions = len(tile)
     matrices = [cook_toom(m, r) for m, r in zip(tile, taps, strict=True)]
     points = tuple(m + r - 1 for m, r in zip(tile, taps, strict=True))
-    number, block = math.prod(points), vectors * lanes
+    number, block, terms = math.prod(points), vectors * lanes, len(phases) * channels
     x_names, y_names = ([f"{name}_pitch{dim}" for dim in range(dimensions)] for name in "xy")
-    sizes = ["tile", "tiles", "together", "first", "last", "blocks", *x_names, *y_names]
-    arrays = ["x", "filler", "u", "bias", "y", "v", "m", "edge", "odd", "tile_table", "x_places", "y_places"]
+    lengths = [f"length{dim}" for dim in range(dimensions)]
+    sizes = ["tile", "tiles", "together", "first", "last", "blocks", *x_names, *y_names, *lengths]
+    arrays = ["x", "filler", "u", "bias", "y", "v", "m", "edge", "odd", "tile_table", "x_places", "y_places", "terms"]
     kernel = Kernel("winograd", dtype, lanes, arrays, sizes)
     size = kernel.size
     x_pitches, y_pitches = [size(n) for n in x_names[:-1]], [size(n) for n in y_names[:-1]]
     x = kernel.array("x", *x_pitches, size(x_names[-1]) if sparse else x_pixel, 1)
     y = kernel.array("y", *y_pitches, size(y_names[-1]) if sparse else y_pixel, 1)
-    u = kernel.array("u", size("blocks") * (channels * block), channels * block, block, 1)
+    u = kernel.array("u", size("blocks") * (terms * block), terms * block, block, 1)
     # V and M, with points by their number and by their place in a tile.
     v, v_tile = (kernel.array("v", number * v_pixel, *pitches, 1) for pitches in ([v_pixel], _pitches(points, v_pixel)))
     m, m_tile = (kernel.array("m", number * m_pixel, *pitches, 1) for pitches in ([m_pixel], _pitches(points, m_pixel)))
@@ -90,41 +120,54 @@ def winograd(
     edge_of_x = kernel.array("edge", *_pitches(points, x_pixel), 1)
     edge_of_y = kernel.array("edge", *_pitches(tile, y_pixel), 1)
 
+    y_corner = len(phases)  # the field behind those of the phases
+
     def entry(t: Int, field: int) -> Int:
         """One entry of a tile in the table."""
-        return kernel.table("tile_table")[t * (4 + dimensions) + field]
+        return kernel.table("tile_table")[t * (y_corner + 3 + dimensions) + field]
 
-    def each_place(t: Int, shape: Sequence[int], image: int, table: str) -> Iterator[tuple[tuple[Int, ...], Int]]:
+    def each_place(
+        t: Int, shape: Sequence[int], image: int, table: str, skipped: Sequence[Int | int]
+    ) -> Iterator[tuple[tuple[Int, ...], Int]]:
         """Loops over all places of a tile, with how far each is from the beginning of x or y."""
         with ExitStack() as loops:
             index, total = [], entry(t, image)
             for dim, count in enumerate(shape):
                 index.append(loops.enter_context(kernel.loop(count)))
-                total = total + kernel.table(table)[entry(t, 4 + dim) + index[-1]]
+                total = total + kernel.table(table)[entry(t, y_corner + 3 + dim) + skipped[dim] + index[-1]]
             yield tuple(index), total
 
     def transform(start: Int, count: Int) -> None:
-        """V = B x."""
+        """V = B x, of every phase behind the phases before it."""
         with kernel.loop(count) as t:
-            begin = entry(start + t, 0)
-            outside = begin < OUTSIDE // 2
-            with kernel.when(outside):
-                for index, total in each_place(start + t, points, 2, "x_places"):
-                    seen_at = kernel.choose(total < OUTSIDE // 2, filler, kernel.array("x", 1).moved(total))
-                    for c, mask in kernel.vectors(0, channels):
-                        edge_of_x[(*index, c)].store(seen_at[c].load(mask), mask)
-            corner = kernel.choose(outside, edge_of_x, x.moved(begin))
-            for c, mask in kernel.vectors(0, channels):
-                seen = _each(points, corner, c, mask=mask)
-                for index, value in np.ndenumerate(transformed(kernel, [b for _, _, b in matrices], seen)):
-                    v_tile[(t, *index, c)].store(value)
+            for phase in range(len(phases)):
+                transform_phase(start, t, phase)
+
+    def transform_phase(start: Int, t: Int, phase: int) -> None:
+        shape = [n - short for n, (_, short) in zip(points, phases[phase], strict=True)]
+        skipped = [size(name) * q for name, (q, _) in zip(lengths, phases[phase], strict=True)]
+        begin = entry(start + t, phase)
+        outside = begin < OUTSIDE // 2
+        with kernel.when(outside):
+            for index, total in each_place(start + t, shape, y_corner + 1, "x_places", skipped):
+                seen_at = kernel.choose(total < OUTSIDE // 2, filler, kernel.array("x", 1).moved(total))
+                for c, mask in kernel.vectors(0, channels):
+                    edge_of_x[(*index, c)].store(seen_at[c].load(mask), mask)
+        corner = kernel.choose(outside, edge_of_x, x.moved(begin))
+        backward = _short(phases[phase], [b for _, _, b in matrices])
+        for c, mask in kernel.vectors(0, channels):
+            seen = _each(tuple(shape), corner, c, mask=mask)
+            for place, value in np.ndenumerate(transformed(kernel, backward, seen)):
+                before = active(phases, points, place).index(phase) * channels
+                v_tile[(t, *place, c + before)].store(value)
 
     def product(group: Int, point: Int, k: Int, prefetched: int) -> None:
-        """The rows of a group times a block of output channels, at one point: the first chunk of channels, the rest."""
-        chunk = min(CHUNK[dtype], channels)
-        chunk_product(group, point, k, prefetched, 0, chunk)
-        with kernel.loop(chunk, channels, chunk) as first:
-            chunk_product(group, point, k, prefetched, first, kernel.minimum(first + chunk, channels))
+        """The rows of a group times a block of output channels, at one point: the first chunk of terms, the rest."""
+        summed = channels if len(phases) == 1 else kernel.table("terms")[point]
+        chunk = min(CHUNK[dtype], terms)
+        chunk_product(group, point, k, prefetched, 0, kernel.minimum(chunk, summed))
+        with kernel.loop(chunk, summed, chunk) as first:
+            chunk_product(group, point, k, prefetched, first, kernel.minimum(first + chunk, summed))
 
     def chunk_product(group: Int, point: Int, k: Int, prefetched: int, first: Int | int, stop: Int | int) -> None:
         """Start, or continue, the sums of a product with some of the channels."""
@@ -132,7 +175,7 @@ def winograd(
         with kernel.loop(first, stop) as c:
             weights = [u[point, k, c, n * lanes].load() for n in range(vectors)]
             for line in range(prefetched):
-                u.moved(group * (channels * lanes))[point, k, c + channels, line * lanes].prefetch(2)
+                u.moved(group * (terms * lanes))[point, k, c + terms, line * lanes].prefetch(2)
             for row in range(rows):
                 value = v[group * rows + row, point, c].splat()
                 for n in range(vectors):
@@ -157,7 +200,7 @@ def winograd(
         """Y = bias + A M."""
         begin, end = size("first") * block, kernel.number(kernel.minimum(size("last") * block, outputs))
         with kernel.loop(count) as t:
-            corner = entry(start + t, 1)
+            corner = entry(start + t, y_corner)
             outside = corner < OUTSIDE // 2
             result = kernel.choose(outside, edge_of_y, y.moved(corner))
             for k, mask in kernel.vectors(begin, end, ragged=outputs % lanes > 0):
@@ -168,7 +211,7 @@ def winograd(
                     result[(*index, k)].store(total, mask)
                     odd[0] = kernel.fma(total, kernel.splat(0), odd[0])
             with kernel.when(outside):
-                for index, distance in each_place(start + t, tile, 3, "y_places"):
+                for index, distance in each_place(start + t, tile, y_corner + 2, "y_places", [0] * dimensions):
                     with kernel.when(distance > OUTSIDE // 2):
                         for k, mask in kernel.vectors(begin, end, ragged=outputs % lanes > 0):
                             y_place = kernel.array("y", 1).moved(distance)[k]
@@ -183,24 +226,28 @@ def winograd(
     return kernel
 
 
-def winograd_weights(target: Target, *, dtype: str, tile: Sequence[int], taps: Sequence[int], vectors: int) -> Kernel:
-    """Write U = G w for every pair of input channel and vector of output channels.
+def winograd_weights(
+    target: Target, *, dtype: str, tile: Sequence[int], taps: Sequence[int], phases: Phases, phase: int, vectors: int
+) -> Kernel:
+    """Write U = G w of one phase, for every pair of input channel and vector of output channels.
 
     The arrays: w (tap, channel, blocks * vectors * lanes) with zeros behind the last output channel; u as `winograd`
     reads it. The sizes: number of channels, of blocks.
     """
     lanes = target.lanes(dtype)
-    matrices = [g for m, r in zip(tile, taps, strict=True) for g in [cook_toom(m, r)[1]]]
+    matrices = _short(phases[phase], [cook_toom(m, r)[1] for m, r in zip(tile, taps, strict=True)])
     points = tuple(m + r - 1 for m, r in zip(tile, taps, strict=True))
     kernel = Kernel("winograd_weights", dtype, lanes, ["w", "u"], ["channels", "blocks"])
     channels, blocks = kernel.size("channels"), kernel.size("blocks")
-    block = vectors * lanes
+    block, terms = vectors * lanes, channels * len(phases)
+    taps = [r - short for r, (_, short) in zip(taps, phases[phase], strict=True)]
     w = kernel.array("w", *_pitches(taps, channels * blocks * block), blocks * block, 1)
-    u = kernel.array("u", *_pitches(points, blocks * channels * block), channels * block, block, 1)
+    u = kernel.array("u", *_pitches(points, blocks * terms * block), terms * block, block, 1)
     with kernel.loop(channels) as c, kernel.loop(blocks) as k, kernel.loop(0, block, lanes) as lane:
         given = _each(tuple(taps), w, c, k * block + lane)
         for index, value in np.ndenumerate(transformed(kernel, matrices, given)):
-            u[(*index, k, c, lane)].store(value)
+            before = channels * active(phases, points, index).index(phase)
+            u[(*index, k, c + before, lane)].store(value)
     return kernel
 
 
