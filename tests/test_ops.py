@@ -1,5 +1,6 @@
 """conv, conv_transpose, correlate, convolve, their gradients and plan: against the reference, SciPy and PyTorch."""
 
+import sys
 import tracemalloc
 import warnings
 
@@ -307,6 +308,11 @@ def test_no_warning_where_numbers_overflow():
 X, W = np.zeros((2, 3, 8, 8)), np.zeros((4, 3, 3, 3))
 
 
+def one_place(shape):
+    """An array all of whose rows are one and the same, and may be written."""
+    return np.lib.stride_tricks.as_strided(np.zeros(shape[-1]), shape, (0,) * (len(shape) - 1) + (8,))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -363,6 +369,41 @@ X, W = np.zeros((2, 3, 8, 8)), np.zeros((4, 3, 3, 3))
             r"x: shape \(2, 3, 8, 8\), but the plan is for \(3, 8, 8\)",
         ),
         (lambda: wherever.set_threads(0), ValueError, "threads: 0"),
+        (lambda: ops.conv(X, W, stride=float("nan")), TypeError, "stride: expected an integer, got nan"),
+        (lambda: ops.conv(X, W, stride="22"), TypeError, "stride: expected an integer, got '22'"),
+        (lambda: ops.conv(X, W, stride=b"ab"), TypeError, "stride: expected an integer, got b'ab'"),
+        (lambda: ops.conv(X, W, stride={1, 2}), TypeError, "stride: expected an integer, got {1, 2}"),
+        (lambda: ops.conv(X, W, padding={1: 2, 2: 1}), TypeError, "padding: expected an integer, got {1: 2"),
+        (lambda: ops.conv(X, W, dilation=True), TypeError, "dilation: expected an integer, got True"),
+        (lambda: ops.conv(X, W, stride=np.array([1.0, 2])), TypeError, "stride: expected an integer, got .*1.0"),
+        (lambda: ops.conv(X, W, groups=None), TypeError, "groups: expected an integer, got None"),
+        (lambda: ops.conv(X, W, stride=10**30), ValueError, "stride: 1000000.* is too large; it must be at most"),
+        (lambda: ops.conv(X, W, padding=10**12), ValueError, "padding: 1000000000000 makes an array of shape"),
+        (lambda: ops.conv_transpose(X, W[:3], stride=2**40), ValueError, "stride: .* makes an array of shape"),
+        (lambda: ops.conv(X, W, padding=[("1", 1), 1]), TypeError, "padding: expected an integer, got '1'"),
+        (lambda: ops.conv(X, W, padding=[(0, -1), 1]), ValueError, "padding: -1 is too small"),
+        (lambda: ops.conv(X, W, boundary=10**400), ValueError, "boundary: an integer of 1329 bits"),
+        (lambda: ops.conv(X, W, boundary=np.zeros(2)), TypeError, "boundary: array.* is neither a number nor"),
+        (lambda: ops.conv(X, W, layout=np.array(["channels_last"] * 2)), ValueError, "layout: .* is unknown"),
+        (lambda: ops.conv(np.array(1.0), W), ValueError, r"x: shape \(\) has 0 dimensions"),
+        (lambda: ops.conv(X, np.array(1.0)), ValueError, r"w: shape \(\) has 0 dimensions"),
+        (lambda: ops.conv(X, W, 1.0), ValueError, r"bias: shape \(\); it must be \(4,\)"),
+        (lambda: ops.conv(X, W, [None] * 4), TypeError, "bias: cannot convolve object"),
+        (lambda: ops.conv(X.astype("M8[s]"), W), TypeError, r"x: cannot convolve datetime64\[s\]"),
+        (lambda: ops.conv(np.zeros(X.shape, "V4"), W), TypeError, r"x: cannot convolve \|V4"),
+        (lambda: ops.conv(X, W, out=np.zeros((2, 4, 6, 6), "U3")), TypeError, "out: cannot convolve <U3"),
+        (lambda: ops.conv(X, W, out=np.zeros((2, 4, 6, 6), object)), TypeError, "out: cannot convolve object"),
+        (lambda: ops.conv(X, W, out=one_place((2, 4, 6, 6))), ValueError, "out: several of its elements are one place"),
+        (lambda: ops.plan("abc", W.shape), TypeError, "x_shape: expected a sequence of integers, got 'abc'"),
+        (lambda: ops.plan((3, 8, 8), None), TypeError, "w_shape: expected a sequence of integers, got None"),
+        (lambda: ops.plan((3, 8.0, 8), W.shape), TypeError, "x_shape: expected an integer, got 8.0"),
+        (lambda: ops.plan((3, 8, 8), W.shape, dtype="number"), TypeError, "dtype: 'number' is no type of NumPy's"),
+        (lambda: ops.plan((3, 8, 8), W.shape, dtype="O"), TypeError, "dtype: cannot convolve object"),
+        (lambda: ops.plan((3, 8, 8), W.shape, threads=1.5), TypeError, "threads: expected an integer, got 1.5"),
+        (lambda: ops.conv_input_gradient(X, W, "abcd"), TypeError, "x_shape: expected a sequence of integers"),
+        (lambda: ops.conv_input_gradient(X, W, (2, 3, -8, 8)), ValueError, "x_shape: -8 is too small"),
+        (lambda: ops.conv_weight_gradient(X, X, (4, 3, 3.0, 3)), TypeError, "w_shape: expected an integer, got 3.0"),
+        (lambda: ops.correlate([1.0], [1.0], ["full"]), ValueError, "mode: .'full'. is unknown"),
     ],
 )
 def test_bad_arguments_are_named(call, error, message):
@@ -514,3 +555,34 @@ def test_gradients_by_the_bias_keep_the_promise_over_a_million_places(layout, dt
         result = ops.conv_bias_gradient(array, spatial=2, layout=layout)
         assert result.dtype == dtype
         assert np.abs(result - truth).max() <= (8e-6 if dtype == "float32" else 1e-14) * truth.max()
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_more_elements_than_a_32_bit_number_counts(layout):
+    """Images of 2^33 numbers that lie in a few places of memory: every product of sizes and pitches is wide enough."""
+    size = 1 << 32
+    row = numbers((4,), "float32")
+    x = np.lib.stride_tricks.as_strided(row, (1, 2, size), (0, 4, 0)).view()
+    if layout == "channels_last":
+        x = x.transpose(0, 2, 1)
+    w = numbers((3, 2, 5), "float32", 1)
+    y = ops.conv(x, w, stride=1 << 30, layout=layout)
+    truth = (w.astype(float) * row[:2, None]).sum((1, 2))
+    assert y.size == 12
+    np.testing.assert_allclose(
+        y, np.broadcast_to(truth[:, None] if layout == "channels_first" else truth, y.shape), 1e-5
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no holes on Windows, unless asked for")
+def test_what_lies_far_behind_the_beginning_of_a_row(tmp_path):
+    """What is read lies 2^34 bytes behind the beginning, in a file with a hole: nothing before it takes room."""
+    mapped = np.memmap(tmp_path / "row", np.float32, "w+", shape=(1, 1, (1 << 32) + 64))
+    mapped[0, 0, -64:] = numbers((64,), "float32")
+    w = numbers((1, 1, 7), "float32", 1)
+    y = ops.conv(mapped, w, stride=1 << 26)
+    (tmp_path / "row").unlink()
+    reached = np.asarray(mapped[0, 0, -64 : -64 + 7], float)
+    assert y.shape == (1, 1, 65)
+    np.testing.assert_allclose(y[0, 0, -1], reached @ w[0, 0], rtol=1e-5)
+    assert not y[0, 0, :-1].any()

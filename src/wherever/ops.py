@@ -26,6 +26,7 @@ from wherever.problem import (
     checked_dtype,
     integer,
     one_of,
+    sizes,
     with_boundary,
 )
 
@@ -218,7 +219,7 @@ def conv_input_gradient(
     array of shape ``x_shape``
     """
     g, w = _array("g", g), _array("w", w)
-    shape = tuple(x_shape)
+    shape = sizes("x_shape", x_shape)
     _check_ranks(shape, w.shape)
     batched = _batched(shape, w.shape, layout)
     problem = ConvProblem.from_shapes(
@@ -268,7 +269,7 @@ def conv_weight_gradient(
     """
     g, x = _array("g", g), _array("x", x)
     boundary = checked_boundary(boundary)
-    shape = tuple(w_shape)
+    shape = sizes("w_shape", w_shape)
     _check_ranks(x.shape, shape)
     batched = _batched(x.shape, shape, layout)
     problem = ConvProblem.from_shapes(
@@ -360,7 +361,7 @@ def conv_transpose_input_gradient(
     """
     g, w = _array("g", g), _array("w", w)
     problem, squeezed = _transposed_backwards(
-        tuple(x_shape), w.shape, g, w, "forward", stride, padding, output_padding, dilation, groups, layout
+        sizes("x_shape", x_shape), w.shape, g, w, "forward", stride, padding, output_padding, dilation, groups, layout
     )
     return _execute(problem, g, w.conj(), None, None, squeezed)
 
@@ -394,7 +395,17 @@ def conv_transpose_weight_gradient(
     """
     g, x = _array("g", g), _array("x", x)
     problem, squeezed = _transposed_backwards(
-        x.shape, tuple(w_shape), g, x, "weight_gradient", stride, padding, output_padding, dilation, groups, layout
+        x.shape,
+        sizes("w_shape", w_shape),
+        g,
+        x,
+        "weight_gradient",
+        stride,
+        padding,
+        output_padding,
+        dilation,
+        groups,
+        layout,
     )
     # The roles change: g is what the windows are taken of, and x is what they are weighted with.
     return _execute(problem, g, (x[None] if squeezed else x).conj(), None, None, squeezed)
@@ -610,8 +621,7 @@ def plan(
     >>> f(np.ones((3, 32, 32), np.float32)).shape
     (8, 32, 32)
     """
-    x_shape = tuple(integer("x_shape", n, minimum=0) for n in x_shape)
-    w_shape = tuple(integer("w_shape", n, minimum=0) for n in w_shape)
+    x_shape, w_shape = sizes("x_shape", x_shape), sizes("w_shape", w_shape)
     if threads is not None:
         threads = integer("threads", threads, minimum=1)
     problem, squeezed = _forward(x_shape, w_shape, dtype, stride, padding, dilation, groups, boundary, layout)
@@ -757,8 +767,10 @@ def _check_out(out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Non
         raise ValueError(f"out: shape {out.shape}, but the result has shape {shape}")
     if not out.flags.writeable:
         raise ValueError("out: the array is read-only")
-    if not np.can_cast(dtype, out.dtype, "same_kind"):
+    if out.dtype != dtype and not np.can_cast(dtype, checked_dtype("out", out.dtype), "same_kind"):
         raise TypeError(f"out: {out.dtype} cannot hold the result, which is {dtype}")
+    if 0 in out.strides and any(n > 1 and stride == 0 for n, stride in zip(out.shape, out.strides, strict=True)):
+        raise ValueError("out: several of its elements are one place of memory; give an array with room for each")
 
 
 def _result_dtype(operands: list[tuple[str, Array | None]], boundary: Boundary, out: Array | None) -> np.dtype[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeGuard, cast
 
@@ -21,6 +21,9 @@ LAYOUTS = ("channels_first", "channels_last")
 BOUNDARIES = ("zeros", "edge", "reflect", "symmetric", "wrap")
 PADDINGS = ("valid", "same", "full")
 DIRECTIONS = ("forward", "transpose", "weight_gradient")
+
+_MOST_BYTES = (1 << 63) - 1  # of an array
+_MOST = 1 << 48  # of a stride, a dilation, or a padding: whatever is computed with them fits into 64 bits
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class ConvProblem:
                     f"w: the kernel spans {e} places in spatial dimension {dim}, "
                     f"but x has {n} (with padding {n + before + after}); pad more or use a smaller kernel"
                 )
-        number_type = checked_dtype("dtype", np.dtype(dtype))
+        number_type = checked_dtype("dtype", _dtype(dtype))
         boundary = checked_boundary(boundary)
         if not isinstance(boundary, str) and with_boundary(number_type, boundary) != number_type:
             raise TypeError(f"boundary: {boundary!r} does not fit into {number_type}; choose a wider dtype")
@@ -137,7 +140,7 @@ class ConvProblem:
                         f"boundary: {boundary!r} continues x, but x is empty in spatial dimension {dim}; "
                         "use boundary='zeros'"
                     )
-        return cls(
+        problem = cls(
             batch=batch,
             in_channels=channels,
             out_channels=out_channels,
@@ -152,6 +155,7 @@ class ConvProblem:
             dtype=number_type,
             direction=cast(Direction, one_of("direction", direction, DIRECTIONS)),
         )
+        return problem._of_possible_size("padding", padding)
 
     @classmethod
     def transposed(
@@ -212,7 +216,7 @@ class ConvProblem:
         size = tuple((n - 1) * s + e - b - a for n, s, e, (b, a) in zip(given, stride, extent, pairs, strict=True))
         if any(n and m < 0 for n, m in zip(given, size, strict=True)):
             raise ValueError(f"padding: {padding!r} is larger than the result of the transposed convolution")
-        return cls(
+        problem = cls(
             batch=batch,
             in_channels=group_channels * groups,
             out_channels=in_channels,
@@ -224,9 +228,17 @@ class ConvProblem:
             padding=pairs,
             boundary=0,
             layout=layout,
-            dtype=checked_dtype("dtype", np.dtype(dtype)),
+            dtype=checked_dtype("dtype", _dtype(dtype)),
             direction="transpose",
         )
+        return problem._of_possible_size("stride", stride)
+
+    def _of_possible_size(self, name: str, given: object) -> ConvProblem:
+        """Return the problem itself; raise ValueError, naming an argument, if no array could hold x or y."""
+        for shape in (self.x_shape, self.y_shape):
+            if math.prod(shape) * self.dtype.itemsize > _MOST_BYTES:
+                raise ValueError(f"{name}: {given!r} makes an array of shape {shape}: more numbers than any can hold")
+        return self
 
     @property
     def spatial(self) -> int:
@@ -313,11 +325,15 @@ class ConvProblem:
 def integer(name: str, value: object, *, minimum: int) -> int:
     """Return ``value`` as an int of at least ``minimum``; raise naming the argument otherwise."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {value!r}") from None
     if number < minimum:
         raise ValueError(f"{name}: {number} is too small; it must be at least {minimum}")
+    if number > _MOST:
+        raise ValueError(f"{name}: {number} is too large; it must be at most {_MOST}")
     return number
 
 
@@ -331,8 +347,25 @@ def per_dimension(name: str, value: int | Sequence[int], spatial: int, *, minimu
     return numbers
 
 
+def sizes(name: str, value: Iterable[int]) -> tuple[int, ...]:
+    """Return a shape as a tuple of ints that are not negative; raise naming the argument otherwise."""
+    if not _is_sequence(value):
+        raise TypeError(f"{name}: expected a sequence of integers, got {value!r}")
+    return tuple(integer(name, n, minimum=0) for n in value)
+
+
 def _is_sequence(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether it has entries in an order, and is no text."""
+    if isinstance(value, (str, bytes, bytearray, Set, Mapping)):
+        return False
     return isinstance(value, Iterable) and not (isinstance(value, np.ndarray) and value.ndim == 0)
+
+
+def _dtype(given: npt.DTypeLike) -> np.dtype[Any]:
+    try:
+        return np.dtype(given)
+    except TypeError:
+        raise TypeError(f"dtype: {given!r} is no type of NumPy's; give for example 'float32'") from None
 
 
 @functools.lru_cache(maxsize=256)
@@ -345,7 +378,7 @@ def checked_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def one_of(name: str, value: str, possible: tuple[str, ...]) -> str:
     """Return a word that is one of the possible ones; raise naming the argument otherwise."""
-    if value not in possible:
+    if not isinstance(value, str) or value not in possible:
         raise ValueError(f"{name}: {value!r} is unknown; possible are {', '.join(map(repr, possible))}")
     return value
 
@@ -361,6 +394,8 @@ def checked_boundary(boundary: Boundary) -> Boundary:
 
 def with_boundary(dtype: np.dtype[Any], boundary: Boundary) -> np.dtype[Any]:
     """NumPy's type of an array of ``dtype`` with a number around it; ValueError for integers out of its range."""
+    if isinstance(boundary, int) and abs(boundary) >= 1 << 1024:
+        raise ValueError(f"boundary: an integer of {boundary.bit_length()} bits fits into no type of numbers")
     if isinstance(boundary, complex) and dtype.kind != "c":
         return np.result_type(dtype, np.complex64)
     if isinstance(boundary, float) and dtype.kind in "biu":

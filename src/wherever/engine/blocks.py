@@ -168,7 +168,7 @@ def places(start: int, length: int, size: int, boundary: Boundary) -> npt.NDArra
     """The places of an axis of x that the ``length`` places from ``start`` on show; -1 for a number outside."""
     shown = np.full(length, -1, np.int64)
     for part in runs(start, length, size, boundary):
-        shown[part.foot] = np.arange(size)[part.x]
+        shown[part.foot] = np.arange(*part.x.indices(size))
     return shown
 
 
@@ -261,9 +261,8 @@ def _combinations(problem: ConvProblem, part: Block) -> Iterator[tuple[Run, ...]
 def shown(problem: ConvProblem, part: Block, dim: int) -> npt.NDArray[np.int64]:
     """Which place of x each place of a footprint shows along one axis; -1 where it shows none."""
     places = np.full(part.foot_shape[dim], -1, np.int64)
-    there = np.arange(problem.size[dim])
     for run in _axis_runs(problem, part, dim):
-        places[run.foot] = there[run.x]
+        places[run.foot] = np.arange(*run.x.indices(problem.size[dim]))
     return places
 
 

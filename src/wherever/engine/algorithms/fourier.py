@@ -365,7 +365,7 @@ def _rows(problem: ConvProblem, start: int, length: int) -> npt.NDArray[np.int64
     """The rows of x, or OUTSIDE, that a tile shows which computes the outputs from row ``start`` on."""
     rows = np.full(length, OUTSIDE)
     for piece in _runs(problem, 0, start, length):
-        rows[piece.foot] = np.arange(problem.size[0])[piece.x]
+        rows[piece.foot] = np.arange(*piece.x.indices(problem.size[0]))
     return rows
 
 

@@ -293,8 +293,7 @@ class _Part:
             p, block = self.problem, self.block
             found = np.full(block.foot_shape[dim], -1)
             for piece in runs(block.foot_start[dim], block.foot_shape[dim], p.size[dim], p.boundary):
-                # A slice that runs backwards to the first place ends in None.
-                found[piece.foot] = np.arange(p.size[dim])[piece.x]
+                found[piece.foot] = np.arange(*piece.x.indices(p.size[dim]))
             return found
 
         return self._tables("source", steps, self.block.images.start, shown)

@@ -244,9 +244,8 @@ class Axis:
     def shown(self, start: int, length: int) -> npt.NDArray[np.int64]:
         """The places of the image that are seen at so many places, counted with those before it; -1: the number."""
         found = np.full(length, -1, np.int64)
-        places = np.arange(self.size)
         for part in runs(start - self.before, length, self.size, self.boundary):
-            found[part.foot] = places[part.x]
+            found[part.foot] = np.arange(*part.x.indices(self.size))
         return found
 
 
