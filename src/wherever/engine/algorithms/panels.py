@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -27,6 +28,7 @@ from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
 _PART_BYTES = 1 << 20  # of the input of one part, where it looks over a border and is copied
+_SCRATCH_BYTES = 1 << 16  # of the copies and panels of one part that are kept for the next call
 _FEWEST_PLACES = 512  # of one part: they share one reading of the weights
 
 
@@ -95,7 +97,7 @@ def _tile(outputs: int, wide: int) -> tuple[int, int]:
         rows = -(-max(outputs, 1) // blocks)
         # Two loads go with one multiply-add; a column is loaded, and a sum stored, beside them.
         cost = blocks * max(rows * vectors, (rows + vectors) / 2 + 1, 6) / vectors
-        best = min(best, (cost * (1 + 0.02 / vectors), rows, vectors))
+        best = min(best, (cost * (1 + 0.01 * abs(vectors - 3)), rows, vectors))
     return best[1], best[2]
 
 
@@ -127,6 +129,8 @@ class PanelsPrepared:
             stride=step if step <= min(SPREAD, self.lanes) else 0,
         )
         self.operands = (self.weight.ctypes.data, self.bias.ctypes.data)
+        # Of the panels that are packed together: beside them the cache holds the weights, or y; and what is read ahead.
+        self.band = Machine().cache // (2 if self.weight.nbytes > Machine().cache // 4 else 8)
         self._plans: dict[tuple[Any, ...], list[_Part]] = {}
 
     def run(self, source: Array, out: Array, threads: int) -> None:
@@ -246,12 +250,10 @@ class _Part:
             places = math.prod(block.shape)
             written = (p.out_channels * places, places, 0)
         self.y_start = written[2] * dtype.itemsize
-        self.foot = math.prod(self.foot_shape or (0,))
-        self.result = math.prod(self.result_shape or (0,))
 
         begins = np.zeros(1, np.int64)
-        for count, step, far in zip(block.shape[:-1], p.stride, pitches[2:], strict=False):
-            begins = (begins[:, None] + np.arange(count, dtype=np.int64) * step * far).ravel()
+        for number, step, far in zip(block.shape[:-1], p.stride, pitches[2:], strict=False):
+            begins = (begins[:, None] + np.arange(number, dtype=np.int64) * step * far).ravel()
         self.tables = tables = _tables(begins, block.shape[-1], p.stride[-1], prepared.lanes, prepared.vectors)
         offsets = np.arange(p.group_in, dtype=np.int64) * pitches[1]
         for taps, apart, far in zip(p.kernel, block.spacing, (*pitches[2:-1], 1), strict=True):
@@ -260,7 +262,7 @@ class _Part:
         addresses = tuple(table.ctypes.data for table in (offsets, tables.tiles, tables.segments))
         # So many wide tiles are packed together that their panels stay in the cache.
         width = prepared.vectors * prepared.lanes
-        together = max(1, Machine().cache // 2 // (prepared.chunk * width * dtype.itemsize))
+        together = max(1, prepared.band // (prepared.chunk * width * dtype.itemsize))
         self.sizes, self.calls = [], []
         for first, last, blocks in _shared(tables, prepared.blocks, threads):
             wide, narrow = range(min(first, tables.wide), min(last, tables.wide)), range(max(first, tables.wide), last)
@@ -272,34 +274,57 @@ class _Part:
             self.sizes.append(sizes)
             packed = (min(together, len(wide)) * width + len(narrow) * prepared.lanes) * prepared.chunk
             self.calls.append((packed, (*addresses, sizes.ctypes.data)))
+        # One piece of memory: the footprint, the result, and the panels, if there is one call.
+        copies = (math.prod(shape or (0,)) for shape in (self.foot_shape, self.result_shape))
+        needed = [*copies, self.calls[0][0] if len(self.calls) == 1 else 0]
+        ends = [0, *itertools.accumulate(-(-number // 16) * 16 for number in needed)]
+        self.begins, self.numbers = [dtype.itemsize * end for end in ends[:3]], ends[3]
+        self.small = self.numbers * dtype.itemsize <= _SCRATCH_BYTES
+        self.spare: list[tuple[Array, int]] = []
 
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute this part of ``out``, both seen as (N, channels, *S)."""
-        prepared, block, dtype = self.prepared, self.block, self.prepared.dtype
         x, y = source.ctypes.data + self.x_start, out.ctypes.data + self.y_start
-        result = None
-        if self.foot_shape is not None or self.result_shape is not None:
-            foot, result = run.workspace("panels' copies", self.foot, self.result, dtype=dtype)
-            if self.foot_shape is not None:
-                at = foot.ctypes.data
-                if self.gather is not None:
-                    self.gather(x, at)
-                else:
-                    fill_footprint(prepared.problem, source[block.images], block, foot.reshape(self.foot_shape))
-                x = at
-            if self.result_shape is not None:
-                y = result.ctypes.data
+        memory, address = self._memory()
+        foot, result, panel = (address + start for start in self.begins)
+        if self.foot_shape is not None:
+            if self.gather is not None:
+                self.gather(x, foot)
+            else:
+                images = source[self.block.images]
+                fill_footprint(self.prepared.problem, images, self.block, self._held(memory, 0, self.foot_shape))
+            x = foot
+        if self.result_shape is not None:
+            y = result
         if len(self.calls) == 1:
-            self._call(x, y, self.calls[0])
+            self.prepared.kernel(x, *self.prepared.operands, y, panel, *self.calls[0][1])
         else:
-            run.for_each(lambda call: self._call(x, y, call), self.calls, threads)
-        if self.result_shape is not None and result is not None:
-            assign(out[block.outputs], result.reshape(self.result_shape))
+            run.for_each(lambda call: self._share(x, y, *call), self.calls, threads)
+        if self.result_shape is not None:
+            assign(out[self.block.outputs], self._held(memory, 1, self.result_shape))
+        if self.small:
+            self.spare.append((memory, address))
 
-    def _call(self, x: int, y: int, call: tuple[int, tuple[int, ...]]) -> None:
-        packed, tables = call
-        (panel,) = run.workspace("panels", packed, dtype=self.prepared.dtype)
-        self.prepared.kernel(x, *self.prepared.operands, y, panel.ctypes.data, *tables)
+    def _memory(self) -> tuple[Array, int]:
+        """Memory for copies and panels: where they are small, what an earlier call has left."""
+        if self.small and self.spare:
+            with contextlib.suppress(IndexError):  # another thread has taken it
+                return self.spare.pop()
+        if self.small:
+            memory = np.empty(self.numbers, self.prepared.dtype)
+        else:
+            (memory,) = run.workspace("panels", self.numbers, dtype=self.prepared.dtype)
+        return memory, memory.ctypes.data
+
+    def _held(self, memory: Array, number: int, shape: tuple[int, ...]) -> Array:
+        """The copy of the footprint (0), or of the result (1)."""
+        start = self.begins[number] // memory.itemsize
+        return memory[start : start + math.prod(shape)].reshape(shape)
+
+    def _share(self, x: int, y: int, packed: int, addresses: tuple[int, ...]) -> None:
+        """Some tiles, or some output channels, by one of several threads."""
+        (panel,) = run.workspace("panels of a share", packed, dtype=self.prepared.dtype)
+        self.prepared.kernel(x, *self.prepared.operands, y, panel.ctypes.data, *addresses)
 
 
 def _shared(tables: _Tables, blocks: int, threads: int) -> list[tuple[int, int, range]]:

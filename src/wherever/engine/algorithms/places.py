@@ -42,6 +42,9 @@ class Places(Algorithm):
         padded = -(-problem.group_out // rows) * rows / max(problem.group_out, 1)
         # Each vector of places is loaded once for all rows (from two cache lines), each weight once for all vectors.
         load = max(1.0, (2 * vectors + rows) / (rows * vectors))
+        # What is left of the places behind the last whole tile is summed a vector at a time, the last one in part.
+        lanes, row = host().lanes(dtype.name), math.prod(problem.output) * _waste(problem)
+        padded *= -(-row // lanes) * lanes / row
         sums = problem.multiply_adds * _waste(problem) * padded * load * dtype.itemsize / 4 / machine.multiply_adds
         run = problem.output[-1] if problem.layout == "channels_first" else problem.in_channels
         blocks, _, inputs = traffic(problem, _places(problem))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wherever.engine.kernels.compile import Target
-from wherever.engine.kernels.vector import Array, Int, Kernel, Vector
+from wherever.engine.kernels.vector import Array, Int, Kernel, Mask, Vector
 
 SPREAD = 4  # largest stride of which vectors are put together by shuffles; others number by number
 
@@ -44,6 +44,7 @@ def panels(target: Target, *, dtype: str, rows: int, vectors: int, stride: int) 
     w = kernel.array("w", blocks * terms * rows, terms * rows, rows, 1)
     bias = kernel.array("bias", blocks * rows, 1)
     memory = kernel.array("panel", 1)
+    ahead = vectors * lanes  # places
     offset, tiles, segments = (kernel.table(name) for name in arrays[-3:])
 
     def panel(chunk: Int, before: Int | int, width: int) -> Array:
@@ -61,22 +62,41 @@ def panels(target: Target, *, dtype: str, rows: int, vectors: int, stride: int) 
                     with kernel.loop(length) as i:
                         into[j, column + i].copy(seen[i * size("stride")])
                 return
-            for i, mask in kernel.vectors(0, length):
-                # Of the last place read, too, nothing behind it is touched.
-                count = kernel.minimum(length - i, lanes)
-                masks = [kernel.mask((count - 1) * stride + (1 - v * lanes)) for v in range(stride)]
+            whole = kernel.number(length // lanes * lanes)
+            # Whole vectors: pair after pair, so that each row of x is read as one run, which goes on in the next tile.
+            with kernel.when(whole > 0):
+                masks = spread_masks(lanes)
                 with kernel.loop(chunk) as j:
-                    seen = image.moved(offset[first + j] + begin + i * stride)
-                    if stride == 1:
-                        vector = seen[0].load(mask)
-                    else:
-                        vector = every(stride, [seen[v * lanes].load(masks[v]) for v in range(stride)])
-                    into[j, column + i].store(vector, mask)
+                    seen = image.moved(offset[first + j] + begin)
+                    with kernel.loop(0, whole, lanes) as i:
+                        for line in range(stride):
+                            seen[(i + ahead) * stride + line * lanes].prefetch()
+                        into[j, column + i].store(spread(seen.moved(i * stride), masks, None))
+            with kernel.when(whole < length):
+                left = length - whole
+                masks, mask = spread_masks(left), kernel.mask(left)
+                with kernel.loop(chunk) as j:
+                    seen = image.moved(offset[first + j] + begin + whole * stride)
+                    into[j, column + whole].store(spread(seen, masks, mask), mask)
+
+    def spread_masks(count: Int | int) -> list[Mask]:
+        """Of the vectors in which so many places lie: behind the last of them nothing may be touched."""
+        return [kernel.mask((count - 1) * stride + (1 - v * lanes)) for v in range(stride)] if stride > 1 else []
+
+    def spread(seen: Array, masks: list[Mask], mask: Mask | None) -> Vector:
+        """A vector of places at the stride."""
+        if stride == 1:
+            vector: Vector = seen[0].load(mask)
+            return vector
+        return every(stride, [seen[v * lanes].load(m) for v, m in enumerate(masks)])
 
     def tile(image: Int, g: Int, block: Int, first: Int, chunk: Int, number: Int, seen: Array, width: int) -> None:
         """The sums of a block of output channels and a tile of columns over a chunk of pairs."""
         column, weights, added, result = tiles[2 * number], w[g, block], bias[g].moved(block * rows), y[image, g]
         sums = kernel.variables(rows, width)
+        for k in range(rows):  # lines of y are asked for while the sums are taken
+            for v in range(width):
+                result[block * rows + k, column + v * lanes].prefetch(write=True)
         with kernel.loop(chunk) as j:
             given = [seen[j, v * lanes].load() for v in range(width)]
             for k in range(rows):
