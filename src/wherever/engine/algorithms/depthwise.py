@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from wherever.engine.algorithms.each_channel import PART_BYTES, PIECES, EachChan
 from wherever.engine.algorithms.forward import as_forward
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, places
-from wherever.engine.copies import assign, readable
+from wherever.engine.copies import assign, exchanging, readable
 from wherever.engine.kernels.compile import Compiled, compiled, host
 from wherever.engine.kernels.depthwise import OUTSIDE, depthwise
 from wherever.engine.machine import Machine, working_dtype
@@ -51,7 +52,7 @@ class Depthwise(EachChannel):
         sums = problem.multiply_adds * waste * (0.8 if wide > 3 else 1.0 if wide > 1 else 1.5) / machine.multiply_adds
         read = problem.batch * math.prod(problem.size) * problem.in_channels
         written = problem.batch * math.prod(problem.output) * problem.out_channels
-        copied = 3 if problem.layout == "channels_first" and problem.in_channels > 1 else 0.5
+        copied = 2 if problem.layout == "channels_first" and problem.in_channels > 1 else 0.5
         return (sums + copied * (read + written) / machine.copy) * size / 4 + 10 * machine.call
 
     def prepared(self, problem: ConvProblem, operand: Array, bias: Array | None) -> Prepared:
@@ -209,20 +210,22 @@ class _Call:
 
     kernel: Compiled
     memory: list[Array]  # what the addresses below lead to
-    packed: tuple[int, ...]
+    packed: tuple[int, int, int]
     tables: tuple[int, ...]
     looked: Looked
     pieces: list[int]
 
-    def __call__(self, x: int, y: int, threads: int) -> None:
-        """Compute from the image at one address into the one at another."""
+    def __call__(self, x: int, y: int, threads: int, weights: int = 0, bias: int = 0) -> None:
+        """Compute from the image at one address into the one at another, by weights so many bytes behind the first."""
+        filler, first_weights, first_bias = self.packed
+        packed = (filler, first_weights + weights, first_bias + bias)
         if len(self.pieces) == 1:
-            self._piece(x, y, self.pieces[0])
+            self._piece(x, y, packed, self.pieces[0])
         else:
-            run.for_each(lambda sizes: self._piece(x, y, sizes), self.pieces, threads)
+            run.for_each(lambda sizes: self._piece(x, y, packed, sizes), self.pieces, threads)
 
-    def _piece(self, x: int, y: int, sizes: int) -> None:
-        self.kernel(x, *self.packed, y, *self.tables, self.looked.address, sizes)
+    def _piece(self, x: int, y: int, packed: tuple[int, ...], sizes: int) -> None:
+        self.kernel(x, *packed, y, *self.tables, self.looked.address, sizes)
 
 
 class DepthwisePrepared:
@@ -243,6 +246,7 @@ class DepthwisePrepared:
         self.packed: dict[int, tuple[Array, Array]] = {}
         self.calls: dict[tuple[Any, ...], _Call | None] = {}
         self.part_calls: dict[tuple[Any, ...], _Call] = {}
+        self.turned: dict[tuple[Any, ...], list[_Turned]] = {}
         self.parts: list[Block] | None = None
 
     def run(self, source: Array, out: Array, threads: int) -> None:
@@ -261,11 +265,29 @@ class DepthwisePrepared:
         if call is not None:
             call(x_address, y_address, threads)
             return
+        x, y = channels_first(self.problem, source), channels_first(self.problem, out)
+        if key not in self.turned:
+            if len(self.turned) > 20:
+                self.turned.clear()
+            self.turned[key] = [_Turned(self, x, y, *some) for some in self._pieces()]
+        if self.turned[key]:
+            run.for_each(lambda some: some.run(x, y), self.turned[key], threads)
+            return
         p = self.problem
         if self.parts is None:
             self.parts = list(cut(p, max(1, PART_BYTES // (self.dtype.itemsize * p.in_channels))))
-        x, y = channels_first(p, source), channels_first(p, out)
         run.for_each(lambda part: self._part(x, y, part), self.parts, threads)
+
+    def _pieces(self) -> Iterator[tuple[slice, slice]]:
+        """Images, and channels, that are turned together; none, if a few channels of one image are too large."""
+        p = self.problem
+        one = (math.prod(p.size) + math.prod(p.output)) * self.dtype.itemsize
+        most = PART_BYTES // one // self.lanes * self.lanes  # channels
+        if not most:
+            return
+        images = max(1, most // p.in_channels)
+        for image, channel in itertools.product(range(0, p.batch, images), range(0, p.in_channels, most)):
+            yield slice(image, min(image + images, p.batch)), slice(channel, min(channel + most, p.in_channels))
 
     def _pack(self, begin: int) -> tuple[Array, Array]:
         """Weights as (vectors of channels, taps, lanes) and the bias, for vectors that begin at channel ``begin``."""
@@ -317,7 +339,7 @@ class DepthwisePrepared:
         tile_table = np.stack([firsts, lines_inside], axis=1)
         pieces = min(len(firsts), threads * PIECES) if threads > 1 else 1
         cuts = [len(firsts) * i // pieces for i in range(pieces + 1)]
-        numbers = [columns, *found.within, begin, p.in_channels, lines.shape[1] * full, run_count, p.taps]
+        numbers = [columns, *found.within, begin, x.shape[1], lines.shape[1] * full, run_count, p.taps]
         sizes = [np.array([*ends, *numbers, *found.steps], np.int64) for ends in itertools.pairwise(cuts)]
         kernel = compiled(
             depthwise,
@@ -336,17 +358,74 @@ class DepthwisePrepared:
         return _Call(
             kernel,
             [*packed, *kept, *sizes],
-            tuple(a.ctypes.data for a in packed),
+            (packed[0].ctypes.data, packed[1].ctypes.data, packed[2].ctypes.data),
             tuple(table.ctypes.data for table in kept),
             Looked(run_count // rows * (down + rows - 1) * across * wide),
             [piece.ctypes.data for piece in sizes],
         )
+
+    def whole(self, x: Array, y: Array) -> _Call:
+        """What the kernel is called with for whole images, and so many channels, with the channels last."""
+        key = (x.shape, x.ctypes.data % _LINE)
+        call = self.part_calls.get(key)
+        if call is None:
+            if len(self.part_calls) > 100:
+                self.part_calls.clear()
+            call = self.part_calls[key] = self._call(x, y, None, 1)
+        return call
 
     def _buffer(self, purpose: str, images: int, shape: tuple[int, ...]) -> Array:
         """Memory for (images, channels, *shape) with the channels last."""
         channels = self.problem.in_channels
         (flat,) = run.workspace(purpose, images * channels * math.prod(shape), dtype=self.dtype)
         return np.moveaxis(flat.reshape(images, *shape, channels), -1, 1)
+
+
+class _Turned:
+    """Some channels of some images, that lie first in both arrays: turned to lie last, and back.
+
+    Parameters
+    ----------
+    x, y : array (N, channels, *S)
+        Arrays like those that will be given.
+    """
+
+    def __init__(self, prepared: DepthwisePrepared, x: Array, y: Array, images: slice, channels: slice) -> None:
+        p, self.dtype = prepared.problem, prepared.dtype
+        self.index = (images, channels)
+        some, many = images.stop - images.start, channels.stop - channels.start
+        self.shapes = [(some, *p.size, many), (some, *p.output, many)]
+        self.ends = list(itertools.accumulate(-(-math.prod(s) // prepared.lanes) * prepared.lanes for s in self.shapes))
+        _, foot, result = self._memory()
+        self.call = prepared.whole(foot, result)
+        self.turn_in, self.turn_out = exchanging(foot, x[self.index]), exchanging(y[self.index], result)
+        steps = [images.start * a.strides[0] + channels.start * a.strides[1] for a in (x, y)]
+        self.x_start, self.y_start = steps
+        size = self.dtype.itemsize
+        self.packed = channels.start * p.taps * size, channels.start * size
+
+    def run(self, source: Array, out: Array) -> None:
+        """Compute these channels of ``out``."""
+        (memory,) = run.workspace("turned", self.ends[1], dtype=self.dtype)
+        foot = memory.ctypes.data
+        result = foot + self.ends[0] * self.dtype.itemsize
+        if self.turn_in is not None:
+            self.turn_in(source.ctypes.data + self.x_start, foot)
+        else:
+            assign(self._memory()[1], source[self.index])
+        self.call(foot, result, 1, *self.packed)
+        if self.turn_out is not None:
+            self.turn_out(result, out.ctypes.data + self.y_start)
+        else:
+            assign(out[self.index], self._memory()[2])
+
+    def _memory(self) -> tuple[Array, Array, Array]:
+        """The workspace; and the image, and the result, in it, as (n, channels, *S)."""
+        (memory,) = run.workspace("turned", self.ends[1], dtype=self.dtype)
+        found = []
+        for start, shape in zip((0, self.ends[0]), self.shapes, strict=True):
+            found.append(np.moveaxis(memory[start : start + math.prod(shape)].reshape(shape), -1, 1))
+        return memory, found[0], found[1]
 
 
 def _along(values: npt.NDArray[np.int64], axis: int, dimensions: int) -> npt.NDArray[np.int64]:
