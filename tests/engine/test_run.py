@@ -50,3 +50,24 @@ def test_a_forked_child_convolves():
         finally:
             os._exit(0 if same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_memory_is_taken_over_when_its_arrays_are_gone():
+    count, dtype = 1 << 16, np.dtype(np.float64)
+    first = run.unwritten(count, dtype)
+    first[:] = 1
+    view = first.reshape(256, -1)[3:]
+    other = run.unwritten(count, dtype)
+    assert not np.shares_memory(first, other)
+    place = first.ctypes.data
+    del first
+    assert run.unwritten(count, dtype).ctypes.data != place  # a view of it is still here
+    assert (view == 1).all()
+    del view
+    assert run.unwritten(count, dtype).ctypes.data == place
+
+
+def test_no_more_memory_is_left_than_a_thread_keeps():
+    for megabytes in (10, 20, 30, 40, 100):
+        run.unwritten(megabytes << 17, np.dtype(np.float64))
+    assert sum(map(len, run._left.values())) <= run._KEPT

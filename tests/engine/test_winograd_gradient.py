@@ -41,7 +41,6 @@ def test_tiles(name, layout, dtype, monkeypatch):
             monkeypatch.setattr(winograd_gradient, "_ROUNDS", {"f": 2, "d": 1})
             monkeypatch.setattr(winograd_gradient, "_PART_BYTES", 5000)
             monkeypatch.setattr(winograd_gradient, "_SUM_BYTES", 20000)
-        winograd_gradient._parts_once.cache_clear()
         tiles = winograd_gradient._tiles(problem)
         for tile in tiles[:: -(-len(tiles) // 4)]:
             tiling = winograd_gradient._tiling(problem, Machine(), tile)
@@ -53,7 +52,6 @@ def test_tiles(name, layout, dtype, monkeypatch):
                 assert_close(out, truth, dtype)
                 results.append(out)
             assert results[0].tobytes() == results[1].tobytes()
-    winograd_gradient._parts_once.cache_clear()
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -7,6 +7,7 @@ import itertools
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -88,6 +89,38 @@ def fresh(count: int, dtype: np.dtype[Any]) -> Array:
     """Return a flat array of so many numbers, in memory of its own, zero at first: huge pages, if it fills some."""
     size = count * dtype.itemsize
     return np.zeros(count, dtype) if size < _HUGE else _fresh(size)[:size].view(dtype)
+
+
+def unwritten(count: int, dtype: np.dtype[Any]) -> Array:
+    """Return a flat array of so many numbers, of any values, in memory of its own.
+
+    Where weights come with every call they are packed into other memory each time, whose page faults cost more than the
+    packing. So what is large is taken over from an array that this function returned and that is gone.
+    """
+    size = count * dtype.itemsize
+    if size < _FOUND_AGAIN:
+        return np.empty(count, dtype)
+    for key, pages in reversed(list(_left.items())):  # what was left last is still in the caches
+        if size <= len(pages) <= 2 * size and _left.pop(key, None) is not None:
+            break
+    else:
+        pages = mmap.mmap(-1, size)
+    memory = np.frombuffer(pages, np.uint8)
+    weakref.finalize(memory, _leave, pages).atexit = False
+    return memory[:size].view(dtype)
+
+
+_FOUND_AGAIN = 128 << 10  # bytes from which on memory is taken over
+_left: dict[int, mmap.mmap] = {}  # by what is never the same; each step on it is whole, whatever thread takes it
+_numbers = itertools.count()
+
+
+def _leave(pages: mmap.mmap) -> None:
+    """Keep memory whose array is gone; what was left longest goes, where that is too much."""
+    _left[next(_numbers)] = pages
+    while sum(map(len, list(_left.values()))) > _KEPT:
+        for key in list(_left)[:1]:
+            _left.pop(key, None)
 
 
 def _fresh(size: int) -> npt.NDArray[np.uint8]:

@@ -223,10 +223,15 @@ def _chunk(taps: int, channels: int, terms: int) -> tuple[int, int]:
     return -(-taps // -(-taps // most)), channels
 
 
+_KNOWN, _KNOWN_TILES = 128, 1 << 13  # problems whose parts are kept, and tiles that they have at most
+_known_parts: dict[tuple[Any, ...], list[_Part]] = {}
+
+
 class DirectPrepared:
     """Weights as (groups, blocks of output channels, taps, channels, vectors * lanes)."""
 
     def __init__(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> None:
+        self.given = problem
         self.problem = p = thinned(problem)
         steps = (s if thin else 1 for s, thin in zip(problem.stride, _thin(problem), strict=True))
         self.seen = last_axes(slice(None, None, step) for step in steps)
@@ -295,7 +300,9 @@ class DirectPrepared:
     def packed(self, operand: Array) -> Array:
         """The weights in the order in which the kernel reads them."""
         p = self.problem
-        packed = np.zeros((p.groups, self.blocks, p.taps, p.group_in, self.width), self.dtype)
+        shape = (p.groups, self.blocks, p.taps, p.group_in, self.width)
+        packed = run.unwritten(math.prod(shape), self.dtype).reshape(shape)
+        packed[:, -1, :, :, p.group_out - (self.blocks - 1) * self.width :] = 0
         given = operand.astype(self.dtype, copy=False).reshape(p.groups, p.group_out, p.group_in, p.taps)
         for group, block in np.ndindex(p.groups, self.blocks):
             some = given[group, block * self.width : (block + 1) * self.width]
@@ -309,14 +316,28 @@ class DirectPrepared:
         if parts is None:
             if len(self._plans) > 20:  # of ever other memory orders
                 self._plans.clear()
-            parts = self._plans[key] = list(self._parts(source, out, threads))
+            parts = self._plans[key] = self._known(key, source, out)
+        operands = self.operands
         if len(parts) == 1 and parts[0].by_kernels_alone and threads == 1:
-            parts[0].run(source, out, 1)
+            parts[0].run(source, out, operands, 1)
             return
         for part in parts:
             if len(part.shares) > 1:
-                part.run(source, out, threads)
-        run.for_each(lambda part: part.run(source, out, 1), [p for p in parts if len(p.shares) == 1], threads)
+                part.run(source, out, operands, threads)
+        rest = [part for part in parts if len(part.shares) == 1]
+        run.for_each(lambda part: part.run(source, out, operands, 1), rest, threads)
+
+    def _known(self, key: tuple[Any, ...], source: Array, out: Array) -> list[_Part]:
+        """The parts for arrays like these, which do not depend on the weights: other weights may have found them."""
+        full = (type(self), self.given, *key)
+        parts = _known_parts.get(full)
+        if parts is None:
+            parts = list(self._parts(source, out, key[-1]))
+            if sum(len(part.x_tiles) for part in parts) <= _KNOWN_TILES:
+                if len(_known_parts) >= _KNOWN:
+                    _known_parts.clear()
+                _known_parts[full] = parts
+        return parts
 
     def _parts(self, source: Array, out: Array, threads: int) -> Iterator[_Part]:
         """What there is to do for arrays of these strides, by at most so many threads."""
@@ -483,7 +504,8 @@ class _Part:
         threads: int,
     ) -> None:
         p, size = prepared.problem, prepared.dtype.itemsize
-        self.prepared, self.block, self.in_place = prepared, block, in_place
+        self.problem, self.dtype, self.seen = p, prepared.dtype, prepared.seen
+        self.block, self.in_place = block, in_place
         self.writes_in_place = y is not None
         self.images = block.images.stop - block.images.start
         self.gather: Footprint | None = None
@@ -535,8 +557,8 @@ class _Part:
         tables = [a.ctypes.data for a in (self.offsets, self.x_tiles, self.y_tiles)]
         self.calls = [(*tables, sizes.ctypes.data) for sizes in self.shares]
 
-    def run(self, source: Array, out: Array, threads: int) -> None:
-        """Compute this part of ``out``."""
+    def run(self, source: Array, out: Array, operands: tuple[int, int], threads: int) -> None:
+        """Compute this part of ``out``, by the packed weights and the bias at these addresses."""
         x, y = source.ctypes.data + self.x_start, out.ctypes.data + self.y_start
         copies: _Copies | None = None
         if not self.in_place or not self.writes_in_place:
@@ -549,7 +571,7 @@ class _Part:
                 x = copies.foot_address
             if not self.writes_in_place:
                 y = copies.result_address
-        weight, bias = self.prepared.operands
+        weight, bias = operands
         if len(self.calls) == 1:
             self.kernel(x, weight, bias, y, *self.calls[0])
         else:
@@ -557,7 +579,7 @@ class _Part:
         if copies is None:
             return
         if not self.writes_in_place:
-            p = self.prepared.problem
+            p = self.problem
             whole = copies.result.reshape(self.images, *self.block.shape, p.out_channels)
             assign(channels_first(p, out)[self.block.outputs], np.moveaxis(whole, -1, 1))
         if self.small:
@@ -565,7 +587,7 @@ class _Part:
 
     def _copies(self) -> _Copies:
         """Memory for copies: where they are small, what an earlier call has left; no other call uses it meanwhile."""
-        dtype = self.prepared.dtype
+        dtype = self.dtype
         if not self.small:
             return _Copies(*run.workspace("direct", self.foot, self.result, dtype=dtype))
         try:
@@ -575,8 +597,8 @@ class _Part:
 
     def _fill(self, source: Array, foot: Array) -> None:
         """Copy the footprint out of an array of any kind."""
-        p = self.prepared.problem
-        x = channels_first(p, source)[self.prepared.seen][self.block.images]
+        p = self.problem
+        x = channels_first(p, source)[self.seen][self.block.images]
         pixels = foot.reshape(self.images, *self.block.foot_shape, self.foot_pixel)[..., : p.in_channels]
         fill_footprint(p, x, self.block, np.moveaxis(pixels, -1, 1))
 

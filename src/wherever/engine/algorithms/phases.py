@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first, per_channel
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
@@ -167,8 +168,7 @@ class Phases(Algorithm):
         w = w.reshape(problem.out_channels, problem.group_in, problem.taps).transpose(2, 0, 1)
         if problem.taps > 1:
             # Once in an order in which every phase finds its taps as whole matrices, the sums' channels last.
-            w, given = np.empty(w.shape, w.dtype), w
-            assign(w, given)
+            w = _copied(w)
         w = w.reshape(*problem.kernel, problem.groups, problem.group_out, problem.group_in)
         prepared: list[tuple[_Phase, Prepared | None]] = []
         for phase in _phases(problem):
@@ -177,11 +177,18 @@ class Phases(Algorithm):
                 prepared.append((phase, None))
                 continue
             taps = np.flip(w[phase.taps], tuple(range(problem.spatial)))
-            taps = np.ascontiguousarray(taps) if problem.taps > 1 else taps
+            taps = _copied(taps) if problem.taps > 1 else taps
             weights = np.moveaxis(taps, (-3, -1, -2), (0, 1, 2)).reshape(part.w_shape)
             algorithm = _best(self.algorithms, part)[1]
             prepared.append((phase, algorithm.prepare(part, weights, bias)))
         return PhasesPrepared(problem, prepared, bias)
+
+
+def _copied(given: Array) -> Array:
+    """The same in the order of its axes."""
+    copy = run.unwritten(given.size, given.dtype).reshape(given.shape)
+    assign(copy, given)
+    return copy
 
 
 class PhasesPrepared:

@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
+from wherever.engine import run
 from wherever.engine.algorithms.blockwise import Blockwise
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, footprint, last_axes, traffic
+from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.places import places
 from wherever.engine.machine import Machine, working_dtype
@@ -120,10 +122,14 @@ class PlacesPrepared(Blockwise):
     def pack(self, w: Array) -> Array:
         """(K, C / groups, *R) to (groups, blocks, pairs, rows), with zeros behind the last channel."""
         p = self.problem
-        packed = np.zeros((p.groups, self.blocks * self.rows, p.group_in * p.taps), self.dtype)
-        packed[:, : p.group_out] = w.reshape(p.groups, p.group_out, p.group_in * p.taps)
-        split = packed.reshape(p.groups, self.blocks, self.rows, p.group_in * p.taps)
-        return np.ascontiguousarray(split.swapaxes(2, 3))
+        memory = run.unwritten(p.groups * self.blocks * self.rows * p.group_in * p.taps, self.dtype)
+        packed: Array = memory.reshape(p.groups, self.blocks, p.group_in * p.taps, self.rows)
+        packed[:, -1, :, p.group_out - (self.blocks - 1) * self.rows :] = 0
+        given = w.reshape(p.groups, p.group_out, p.group_in * p.taps)
+        for group, block in np.ndindex(p.groups, self.blocks):
+            some = given[group, block * self.rows : (block + 1) * self.rows]
+            assign(packed[group, block, :, : len(some)], some.T)
+        return packed
 
     def forward_block(self, foot: Array, part: Block) -> Array:
         """Let the kernel compute the block, image after image."""

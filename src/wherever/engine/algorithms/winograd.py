@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -346,6 +347,20 @@ def _distances(places: list[npt.NDArray[np.int64]], pitches: tuple[int, ...]) ->
     return np.concatenate(far)
 
 
+def tiled(p: ConvProblem, tile: tuple[int, ...], shape: tuple[int, ...], images: int) -> list[Part]:
+    """The parts of a problem, of so many outputs and images each; where tiles are few, kept for other weights."""
+    few = math.prod(-(-n // m) for n, m in zip((p.batch, *p.output), (1, *tile), strict=True)) <= _KEPT
+    return (_tiled_once if few else _tiled)(p, tile, shape, images)
+
+
+def _tiled(p: ConvProblem, tile: tuple[int, ...], shape: tuple[int, ...], images: int) -> list[Part]:
+    return [Part(p, tile, block) for block in grid(p, shape, images, gapless=True)]
+
+
+_KEPT = 1 << 14  # tiles of a problem
+_tiled_once = functools.lru_cache(maxsize=64)(_tiled)
+
+
 class _Axis:
     """The tiles of a part along one dimension, as stretches of two lists of places: in its footprint and its outputs.
 
@@ -437,7 +452,7 @@ class WinogradPrepared:
         self.filler = np.full(p.group_in, 0 if isinstance(p.boundary, str) else p.boundary, self.dtype)
         self.weight = self._transformed(operand)
         self._work: dict[tuple[Any, ...], list[_Work]] = {}
-        self.parts = [Part(p, tiling.tile, block) for block in grid(p, tiling.shape, tiling.images, gapless=True)]
+        self.parts = tiled(p, tiling.tile, tiling.shape, tiling.images)
 
     @functools.cached_property
     def direct(self) -> Im2colPrepared:
@@ -446,7 +461,7 @@ class WinogradPrepared:
 
     def _transformed(self, operand: Array) -> Array:
         p, size = self.problem, self.dtype.itemsize
-        u = np.empty(p.groups * self.panel, self.dtype)
+        u = run.unwritten(p.groups * self.panel, self.dtype)
         given = operand.astype(self.dtype, copy=False).reshape(p.groups, p.group_out, p.group_in, *p.kernel)
         sizes = np.array([p.group_in, self.blocks], np.int64)
         split = [len(taps) > 1 for taps in phase_taps(p)]
@@ -463,7 +478,9 @@ class WinogradPrepared:
             steps = zip(phase, p.stride, split, strict=True)
             some = given[last_axes(slice(q, None, s if several else None) for (q, _), s, several in steps)]
             some = some.reshape(p.groups, p.group_out, p.group_in, -1)
-            w = np.zeros((some.shape[-1], p.group_in, self.blocks * self.width), self.dtype)
+            shape = (some.shape[-1], p.group_in, self.blocks * self.width)
+            w = run.workspace("weights", math.prod(shape), dtype=self.dtype)[0].reshape(shape)
+            w[:, :, p.group_out :] = 0
             for group in range(p.groups):
                 assign(w[:, :, : p.group_out], some[group].transpose(2, 1, 0))
                 kernel(w.ctypes.data, u.ctypes.data + group * self.panel * size, sizes.ctypes.data)
@@ -530,7 +547,8 @@ class _Work:
 
     def __init__(self, prepared: WinogradPrepared, part: Part, x: Array, y: Array, threads: int) -> None:
         p, block, size, tiling = prepared.problem, part.block, prepared.dtype.itemsize, prepared.tiling
-        self.prepared, self.part = prepared, part
+        self.prepared: WinogradPrepared = weakref.proxy(prepared)  # no circle: its memory is free when it is gone
+        self.part = part
         x_pitches, y_pitches = prepared.pitches(x, p.in_channels), prepared.pitches(y, p.out_channels)
         # Where, in bytes: the images of x, or what is seen of them; the outputs of y.
         low = (0,) * p.spatial if x_pitches is not None else part.low

@@ -16,8 +16,8 @@ from wherever.engine.algorithms.blockwise import channels_first
 from wherever.engine.algorithms.forward import refuses_sums
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.weight_gradient import OuterPrepared, store_taps
-from wherever.engine.algorithms.winograd import Part, phase_taps, tiles_along, y_steps
-from wherever.engine.blocks import grid, last_axes
+from wherever.engine.algorithms.winograd import Part, phase_taps, tiled, tiles_along, y_steps
+from wherever.engine.blocks import last_axes
 from wherever.engine.copies import assign, readable
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.cook_toom import MOST_POINTS
@@ -31,7 +31,6 @@ _MOST_OF_ALL = {1: MOST_POINTS, 2: 36, 3: 144}  # of all dimensions together
 _TOGETHER = {"f": 128, "d": 64}  # tiles that are summed in one go, at most
 _FEWEST = 48  # such tiles, so that the transform of their sums costs little
 _ROUNDS = {"f": 32, "d": 16}  # such sums that are added up in the type of the numbers, before a wider one
-_KEPT = 1 << 15  # tiles of a problem whose tables are kept for the next call
 _ROUND_BYTES = 2 << 20  # of what is transformed of the tiles of one round
 _PART_BYTES = 16 << 20  # of both images of one part, where they are copied
 _SUM_BYTES = 24 << 20  # of the totals of one pass over the images
@@ -155,17 +154,12 @@ def _tiling(p: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Tiling:
     images = (math.prod(p.x_shape) + math.prod(p.y_shape)) / p.groups
     moved = images * (0.5 if p.layout == "channels_last" else 4) + math.prod(p.w_shape) / p.groups * 3
     seconds = (sums + transforms / machine.transforms + moved / machine.copy) * size / 4 + 40 * machine.call
-    seconds = p.groups * (seconds + tiles / _KEPT * 500 * machine.call)
+    seconds = p.groups * (seconds + tiles * machine.call / 64)
     return Tiling(tile, together, rows, vectors, seconds, (together | 1) * tile_bytes)
 
 
 def _parts(p: ConvProblem, tiling: Tiling, in_place: bool) -> list[Part]:
     """A problem of one group in parts, whose totals are added up in a wider type."""
-    few = _count(p, tiling.tile) <= _KEPT
-    return (_parts_once if few else _cut)(p, tiling, in_place)
-
-
-def _cut(p: ConvProblem, tiling: Tiling, in_place: bool) -> list[Part]:
     dtype, tile = working_dtype(p.dtype), math.prod(tiling.tile)
     most = _ROUNDS[dtype.char] * tiling.together * tile  # places
     if not in_place:
@@ -179,10 +173,7 @@ def _cut(p: ConvProblem, tiling: Tiling, in_place: bool) -> list[Part]:
             shape[dim] = max(1, most // rest // m) * m
     images = max(1, most // math.prod(shape))
     whole = all(n >= m for n, m in zip(shape, p.output, strict=True))
-    return [Part(p, tiling.tile, block) for block in grid(p, tuple(shape), images if whole else 1, gapless=True)]
-
-
-_parts_once = functools.lru_cache(maxsize=32)(_cut)
+    return tiled(p, tiling.tile, tuple(shape), images if whole else 1)
 
 
 class WinogradGradientPrepared:
