@@ -115,3 +115,20 @@ def test_signals_with_dilation(kernel, dilation):
     out = np.empty(problem.y_shape, np.float32)
     Winograd().prepare(problem, w).run(x, out, 1)
     assert_close(out, summed(problem, x, w), "float32")
+
+
+@pytest.mark.parametrize("boundary", [0, 2.5])
+def test_parts_that_see_nothing_of_the_image(boundary, monkeypatch):
+    """Outputs that look at the padding alone, of an image that would have to be copied."""
+    monkeypatch.setattr(winograd, "_PART_BYTES", 3000)
+    winograd.best_tiling.cache_clear()
+    problem = ConvProblem.from_shapes(
+        (1, 2, 8, 3, 5), (1, 2, 2, 1, 3), padding=1, dilation=(5, 1, 1), boundary=boundary
+    )
+    x, w = disguised(numbers(problem.x_shape, "float32"), 4), numbers(problem.w_shape, "float32", 1)
+    prepared = Winograd().prepare(problem, w)
+    winograd.best_tiling.cache_clear()
+    for given_x in (x, np.array(x, "float32")):
+        out = np.empty(problem.y_shape, np.float32)
+        prepared.run(given_x, out, 1)
+        assert_close(out, summed(problem, x, w), "float32")
