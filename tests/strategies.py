@@ -16,21 +16,53 @@ BOUNDARIES = ("zeros", "edge", "reflect", "symmetric", "wrap", "number")
 TOLERANCE = {"float32": 8e-6, "complex64": 8e-6, "float64": 1e-14, "complex128": 1e-14, "float16": 1e-3}
 
 
+# How many steps the reference may take in Python for a problem, and numbers that a problem may read or write.
+STEPS, NUMBERS = 2000, 20_000
+
+
+@st.composite
+def channels(draw):
+    """(groups, input and output channels of one) for layers of every kind: few channels and none, dense, depthwise."""
+    few = st.sampled_from([1, 1, 2, 2, 3, 3, 0])
+    dense = st.integers(1, 40)
+    return draw(
+        st.one_of(
+            st.tuples(st.sampled_from([1, 1, 2, 3]), few, few),
+            st.tuples(st.just(1), dense, dense),
+            st.tuples(st.integers(2, 4), st.integers(1, 10), st.integers(1, 10)),
+            st.tuples(dense, st.just(1), st.sampled_from([1, 1, 1, 2])),
+            st.tuples(st.sampled_from([1, 1, 1, 3]), st.just(1), st.just(1)),
+        )
+    )
+
+
 @st.composite
 def problems(draw, directions=("forward", "transpose", "weight_gradient"), dtypes=DTYPES, boundaries=BOUNDARIES):
-    """Problems of 1 to 3 dimensions, small enough for the reference; empty batches, channels and images among them."""
-    spatial = draw(st.sampled_from([1, 2, 2, 3]))
-    largest = {1: 40, 2: 12, 3: 6}[spatial]
+    """Problems of 1 to 4 dimensions, small enough for the reference; empty batches, channels and images among them.
+
+    Half of them have neither stride nor dilation, half zeros outside, and half are of the types that kernels are
+    generated for, since many algorithms take no others.
+    """
+    groups, group_in, group_out = draw(channels())
+    spatial = draw(st.sampled_from([1, 1, 2, 2, 2, 2, 3, 3, 4]))
+    batch = draw(st.sampled_from([1, 1, 1, 2, 2, 3, 3, 0]))
+    ones = st.just((1,) * spatial)
 
     def each(low, high):
-        return draw(st.tuples(*[st.integers(low, high)] * spatial))
+        return st.tuples(*[st.integers(low, high)] * spatial)
 
-    kernel, stride, dilation = each(1, {1: 9, 2: 7, 3: 5}[spatial]), each(1, 3), each(1, 3)
-    size = each(0 if draw(st.integers(0, 9)) == 0 else 1, largest)
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
-    group_in, group_out = draw(st.integers(0, 3)), draw(st.integers(0, 3))
-    dtype = np.dtype(draw(st.sampled_from(dtypes)))
-    boundary = draw(st.sampled_from(boundaries)) if min(size) else "zeros"
+    kernel = list(draw(each(1, {1: 40, 2: 9, 3: 5, 4: 3}[spatial])))
+    while groups * group_in * group_out * np.prod(kernel) > max(STEPS, groups * group_in * group_out):
+        kernel[kernel.index(max(kernel))] = (max(kernel) + 1) // 2
+    plain = draw(st.booleans())
+    stride, dilation = draw(ones if plain else each(1, 3)), draw(ones if plain else each(1, 3))
+    places = NUMBERS / (max(1, batch) * max(1, groups * max(group_in, group_out)))
+    largest = min({1: 40, 2: 40, 3: 12, 4: 5}[spatial], max(3, int(places ** (1 / spatial))))
+    size = draw(each(0 if draw(st.integers(0, 9)) == 0 else 1, largest))
+    own = [name for name in dtypes if name in ("float32", "float64")]
+    dtype = np.dtype(draw(st.sampled_from(own if own and draw(st.booleans()) else dtypes)))
+    zeros = not min(size) or ("zeros" in boundaries and draw(st.booleans()))
+    boundary = "zeros" if zeros else draw(st.sampled_from(boundaries))
     if boundary == "number":
         boundary = 2.5 if dtype.kind in "fc" else 1
     # At least as much padding as the kernel needs, so that every draw is a problem.
@@ -39,11 +71,9 @@ def problems(draw, directions=("forward", "transpose", "weight_gradient"), dtype
     for n, e in zip(size, extent, strict=True):
         before, after = draw(st.integers(0, e + 1)), draw(st.integers(0, e + 1))
         padding.append((before, max(after, e - n - before)))
-    channels = groups * group_in
     layout = draw(st.sampled_from(["channels_first", "channels_last"]))
-    batch = draw(st.integers(0, 3))
     return ConvProblem.from_shapes(
-        (batch, channels, *size) if layout == "channels_first" else (batch, *size, channels),
+        (batch, groups * group_in, *size) if layout == "channels_first" else (batch, *size, groups * group_in),
         (groups * group_out, group_in, *kernel),
         dtype=dtype,
         stride=stride,

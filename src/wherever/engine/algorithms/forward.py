@@ -31,7 +31,8 @@ def refuses_sums(problem: ConvProblem, *, gradient: bool = False) -> str | None:
         return "computes transposes of stride 1 with zeros outside"
     if working_dtype(problem.dtype).char not in "fd":
         return f"has kernels for float32 and float64, not {problem.dtype}"
-    if not (problem if gradient else as_forward(problem)).multiply_adds:
+    summed = problem if gradient else as_forward(problem)
+    if not summed.multiply_adds or 0 in summed.size:
         return "there is nothing to sum"
     return None
 
