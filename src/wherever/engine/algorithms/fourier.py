@@ -33,7 +33,7 @@ _COPIED = 40  # calls that a pair of tiles costs which are copied
 _PRODUCT = 3.0  # what it takes to add a channel's product, in passes of a transform through one dimension
 _LONGEST = 1 << 14  # places along one dimension of a tile
 _MOST_ODD = 1 / 8  # numbers that are not finite, for each output of a tile, whose terms are added one number at a time
-_MOST_KERNELS = 128  # of one group of channels: with more, channels as lanes are faster
+_MOST_KERNELS = 256  # of one group of channels: with more, channels as lanes are faster
 _MOST_BYTES = 64 << 20  # of workspace and spectra, or 32 times the kernels, unless no smaller tiles exist
 
 
@@ -90,9 +90,12 @@ class Fourier(Algorithm):
         return 0.0
 
     def workspace(self, problem: ConvProblem) -> int:
-        """Of one pair of tiles; and the spectra of the kernels."""
-        tiling = best_tiling(dense(as_forward(problem)), Machine())
-        return 0 if tiling is None else tiling.workspace
+        """Of one pair of tiles; the spectra of the kernels; and x and y with channels first, where these are copied."""
+        forward = as_forward(problem)
+        tiling = best_tiling(dense(forward), Machine())
+        if tiling is None:
+            return 0
+        return tiling.workspace + (_turned_bytes(forward) if _turns(forward, tiling.workspace) else 0)
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Transform the kernels."""
@@ -309,19 +312,28 @@ def _tiling(problem: ConvProblem, machine: Machine, some: _Candidate) -> Tiling:
         kernels = max(0.0, math.log2(inputs * (results + 1) * spectrum * size / (2 * machine.cache)))
         per_product = _PRODUCT / machine.transforms + kernels / machine.copy
         seconds += some.places * per_product * pairs * inputs * results * size / 4
-    copied = _copied(problem, some.signal, some.tiles, pairs)
-    seconds += copied * (_COPIED * machine.call + 8 * some.places * size / 4 / machine.copy)
     works = inputs + 1 if inputs * results > 1 else 1
     workspace = (sum(scratch[:2]) + works * scratch[2] + spectrum * problem.groups * inputs * results) * size
+    # Pairs are copied one by one where channels lie side by side and are too many to be turned, and at signals' ends.
+    copied = 2 * problem.output[0] * problem.batch * problem.groups if some.signal else 0
+    if problem.layout == "channels_last" and max(problem.in_channels, problem.out_channels) > 1:
+        if _turns(problem, workspace):
+            seconds += _turned_bytes(problem) / 4 * 2 / machine.copy + 4 * machine.call
+        else:
+            copied = pairs
+    seconds += min(copied, pairs) * (_COPIED * machine.call + 8 * some.places * size / 4 / machine.copy)
     return Tiling(layout, some.signal, some.shape, some.tiles, seconds, workspace)
 
 
-def _copied(problem: ConvProblem, signal: bool, tiles: int, pairs: int) -> int:
-    """How many pairs of tiles are copied: all, where neighbours lie apart, or else those at the ends of signals."""
-    if problem.layout == "channels_last" and max(problem.in_channels, problem.out_channels) > 1:
-        return pairs
-    ends = 2 * problem.output[0] * problem.batch * problem.groups if signal else 0
-    return min(pairs, ends)
+def _turned_bytes(problem: ConvProblem) -> int:
+    """Of x and y, where they are copied."""
+    inputs, results = (math.prod(a) for a in (problem.x_shape, problem.y_shape))
+    return (inputs + results) * working_dtype(problem.dtype).itemsize
+
+
+def _turns(problem: ConvProblem, workspace: int) -> bool:
+    """Whether x and y may be copied as a whole, if the kernel cannot work on them where they are."""
+    return set(problem.stride) == {1} and workspace + _turned_bytes(problem) <= _MOST_BYTES
 
 
 class _Grid:
@@ -486,8 +498,16 @@ class FourierPrepared:
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute into ``out``; see `Prepared.run`."""
         x, y = self._images(source), self._images(out)
-        for tile in self._transform(x, y, threads):
-            self._again(x, y, tile)
+        there = self._usable(x) and self._usable(y)
+        seen, result = x, y
+        if not there and _turns(self.problem, self.tiling.workspace):
+            copies = run.workspace("turned", x.size, y.size, dtype=self.dtype)
+            seen, result = (copy.reshape(a.shape) for copy, a in zip(copies, (x, y), strict=True))
+            assign(seen, x)
+        for tile in self._transform(seen, result, threads):
+            self._again(x, result, tile)
+        if result is not y:
+            assign(y, result)
 
     def _images(self, a: Array) -> Array:
         """A view as (n, channels, rows, columns); a signal is one row."""
