@@ -259,8 +259,17 @@ def others() -> Iterator[Case]:
         )
     for r in (31, 255, 4095, 65535):
         yield Case(SIGNAL, "", f"{r} taps on 10^6 samples", (1, 1, 10**6), (1, 1, r), padding=(r // 2,))
-    name = "64x64x3 on 2048x2048x3"
-    yield Case(TEMPLATE, "", name, (1, 3, 2048, 2048), (1, 3, 64, 64), kind="template")
+    for r, c, n in (
+        (64, 3, 2048),
+        (16, 3, 2048),
+        (128, 3, 2048),
+        (32, 1, 2048),
+        (64, 3, 512),
+        (32, 1, 512),
+        (128, 1, 512),
+    ):
+        name = f"{r}x{r}x{c} on {n}x{n}x{c}"
+        yield Case(TEMPLATE, "", name, (1, c, n, n), (1, c, r, r), kind="template")
     name = "1999x1999 on 1000x1000"
     yield Case(FILTERS[2], "larger than the image", name, (1, 1, 1000, 1000), (1, 1, 1999, 1999), padding=(999, 999))
 
