@@ -14,6 +14,7 @@ import numpy.typing as npt
 import scipy.ndimage
 
 from wherever.engine import packed
+from wherever.engine.algorithms.filter import Filter
 from wherever.engine.algorithms.ordered import OrderedPrepared
 from wherever.engine.algorithms.separable import Axis, Passes
 from wherever.engine.kernels.compile import unavailable
@@ -64,6 +65,7 @@ _BOUNDARIES = {
     "grid-wrap": "wrap",
 }
 _EPSILON = float(np.finfo(np.float64).eps)  # weights up to it are none to SciPy's N-D filters
+_WINDOW_TAPS = 15  # up to which sums over windows are faster than one axis after the other
 _PANEL_BYTES = 8 << 20  # of the columns that are filtered in place at once
 
 
@@ -742,7 +744,64 @@ def _sum_windows(x: Array, w: Array, before: list[int], boundary: Boundary, resu
             result[...] = y
         return
     exact = _exact_type(x, w, boundary)
+    if _sum_exactly(x, w, before, boundary, result, exact):
+        return
     _truncate(summed(np.float64, "ordered") if exact is None else summed(exact, "strict"), result)
+
+
+def _sum_exactly(
+    x: Array, w: Array, before: list[int], boundary: Boundary, result: Array, exact: np.dtype[Any] | None
+) -> bool:
+    """Sum windows of integers in float32, where that is exact, straight into an integer result; whether that is done.
+
+    Whatever is truncated between passes, or wrapped around, an exact sum modulo the range of the result is the same.
+    """
+    if exact != np.float32 or result.dtype.kind not in "iu" or result.dtype.itemsize > 4:
+        return False
+    problem, batch = _window_problem(x, w, before, boundary, exact)
+    if problem is None or not result.flags.c_contiguous:
+        return False
+    shape = (batch, 1, *problem.size)
+    Filter().prepare(problem, w.reshape(problem.w_shape)).run(x.reshape(shape), result.reshape(shape), get_threads())
+    return True
+
+
+def _window_problem(
+    x: Array, w: Array, before: list[int], boundary: Boundary, dtype: np.dtype[Any]
+) -> tuple[ConvProblem | None, int]:
+    """Sums over windows of the last two axes, or the last, as a problem that `Filter` takes, of so many images."""
+    plane = 2 if x.ndim > 1 else 1
+    if any(n > 1 for n in w.shape[:-plane]):
+        return None, 0
+    batch = math.prod(x.shape[:-plane])
+    padding = [(b, n - 1 - b) for b, n in zip(before, w.shape, strict=True)][-plane:]
+    problem = ConvProblem.from_shapes(
+        (batch, 1, *x.shape[-plane:]), (1, 1, *w.shape[-plane:]), dtype=dtype, padding=padding, boundary=boundary
+    )
+    return (None if Filter().refuses(problem) else problem), batch
+
+
+def _as_window(x: Array, passes: list[_Pass], boundaries: list[Boundary], result: Array) -> bool:
+    """Filter along two axes at once, where that is exact or as good, and faster; whether that is done."""
+    if any(b != boundaries[0] for b in boundaries) or not (isinstance(boundaries[0], str) or boundaries[0] == 0):
+        return False  # a number outside is not summed by the first pass; only zero is the same for both
+    axes, taps = {one.axis for one in passes}, math.prod(len(one.weights) for one in passes)
+    if taps > _WINDOW_TAPS or len(axes) < len(passes) or np.may_share_memory(x, result):
+        return False
+    w, before = np.ones([1] * x.ndim), [0] * x.ndim
+    for one in passes:
+        w = w * (one.weights / one.divisor).reshape([-1 if axis == one.axis else 1 for axis in range(x.ndim)])
+        before[one.axis] = one.before
+    if result.dtype.kind != "f":
+        return _sum_exactly(x, w, before, boundaries[0], result, _exact_type(x, w, boundaries[0]))
+    dtype = _sum_type(x, result)
+    problem, batch = _window_problem(x, w, before, boundaries[0], dtype)
+    if problem is None or dtype != result.dtype or not result.flags.c_contiguous:
+        return False
+    shape = (batch, 1, *problem.size)
+    operand = w.reshape(problem.w_shape).astype(dtype)
+    Filter().prepare(problem, operand).run(x.reshape(shape), result.reshape(shape), get_threads())
+    return True
 
 
 def _exact_type(x: Array, w: Array, boundary: Boundary) -> np.dtype[Any] | None:
@@ -825,6 +884,8 @@ def _along_axes(x: Array, passes: list[_Pass], result: Array, cval: complex) -> 
         exact = result.dtype.kind != "f"
         if np.may_share_memory(x, result) and not _same_places(x, result):
             x = x.copy()
+        if _as_window(x, passes, boundaries, result):
+            return
         todo = list(zip(passes, boundaries, strict=True))
         source = x
         while todo:

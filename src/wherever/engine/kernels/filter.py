@@ -134,7 +134,7 @@ def filter_rows(
         share = -(-len(moves) // (wide * (tall + high - 1))) if unrolled else len(moves)
 
         def move() -> None:
-            for copy, number in [moves.pop() for _ in range(min(share, len(moves)))]:
+            for copy, number in [moves.pop(0) for _ in range(min(share, len(moves)))]:
                 copy.target[j + number].store(copy.source[j + number].load())
                 copy.later[j + number].prefetch(2)
 
@@ -142,8 +142,8 @@ def filter_rows(
             """Add what one column of the kernel sees."""
             factors = [weights[a, b].splat() for a in range(high)] if held else []
             for p in range(tall + high - 1):
-                move()
                 looked = [place[p, j + b * apart + v * lanes].load() for v in range(broad)]
+                move()
                 for row in range(max(0, p - high + 1), min(tall, p + 1)):
                     weight = factors[p - row] if held else weights[p - row, b].splat()
                     for v in range(broad):
