@@ -65,7 +65,8 @@ _BOUNDARIES = {
     "grid-wrap": "wrap",
 }
 _EPSILON = float(np.finfo(np.float64).eps)  # weights up to it are none to SciPy's N-D filters
-_WINDOW_TAPS = 15  # up to which sums over windows are faster than one axis after the other
+_WINDOW_TAPS = 25  # up to which sums over windows are faster than one axis after the other
+_FEW_CHANNELS = 16  # of which fewer than so many are filtered where they lie side by side
 _PANEL_BYTES = 8 << 20  # of the columns that are filtered in place at once
 
 
@@ -890,9 +891,12 @@ def _along_axes(x: Array, passes: list[_Pass], result: Array, cval: complex) -> 
         source = x
         while todo:
             dtype = np.dtype(np.float64) if exact else _sum_type(source, result)
-            pair = None if exact else _fused([one for one, _ in todo], x.ndim, [b for _, b in todo])
+            plane, unit = _plane(source, result, [one for one, _ in todo])
+            pair = _fused([one for one, _ in todo], plane, [b for _, b in todo], exact)
+            if pair is not None and exact and not _stays_inside(source, pair, result, cval):
+                pair = None
             if pair is not None and source is not result:
-                _fused_pass(source, pair, result, cval, dtype)
+                _fused_pass(source, pair, result, cval, dtype, unit, exact)
                 todo = todo[2:]
             else:
                 (one, boundary), todo = todo[0], todo[1:]
@@ -903,25 +907,74 @@ def _along_axes(x: Array, passes: list[_Pass], result: Array, cval: complex) -> 
             source = result
 
 
-def _fused(passes: list[_Pass], ndim: int, boundaries: list[Boundary]) -> tuple[_Pass, _Pass] | None:
-    """The next two passes as (down, across), if they are along the last two axes and may change places."""
+def _plane(x: Array, result: Array, passes: list[_Pass]) -> tuple[int, int]:
+    """The axis across which images are filtered, and how many channels lie side by side along it: the last axis.
+
+    Or the one before, where the last holds a few channels that are filtered each by itself.
+    """
+    last = x.ndim - 1
+    few = x.ndim > 2 and 1 < x.shape[last] < _FEW_CHANNELS and all(one.axis != last for one in passes)
+    if few and x.flags.c_contiguous and result.flags.c_contiguous:
+        return last - 1, x.shape[last]
+    return last, 1
+
+
+def _fused(passes: list[_Pass], last: int, boundaries: list[Boundary], exact: bool) -> tuple[_Pass, _Pass] | None:
+    """The next two passes as (down, across), if they are along two last axes, and may change places if they must."""
     if any(len(one.weights) > longest_sum(np.dtype(np.float64)) for one in passes[:2]):
         return None
-    if len(passes) < 2 or {passes[0].axis, passes[1].axis} != {ndim - 2, ndim - 1}:
+    if len(passes) < 2 or {passes[0].axis, passes[1].axis} != {last - 1, last}:
         return None
     if passes[0].axis < passes[1].axis:
         return passes[0], passes[1]
     # A number outside is not summed by the first pass; only zero makes the order immaterial.
-    if any(not isinstance(b, str) and b != 0 for b in boundaries[:2]):
+    if exact or any(not isinstance(b, str) and b != 0 for b in boundaries[:2]):
         return None
     return passes[1], passes[0]
 
 
-def _fused_pass(x: Array, pair: tuple[_Pass, _Pass], result: Array, cval: complex, dtype: np.dtype[Any]) -> None:
+def _stays_inside(x: Array, pair: Sequence[_Pass], result: Array, cval: complex) -> bool:
+    """Whether sums of integers, truncated, are in the range of the result's type before the last pass, and in int32's.
+
+    Told from the types alone. A pass that divides its sums is none that the kernel knows.
+    """
+    if not all(a.dtype.kind in "biu" and a.dtype.itemsize <= 4 for a in (x, result)) or result.dtype.kind == "b":
+        return False
+    if x.dtype.kind == "b":
+        low, high = 0.0, 1.0
+    else:
+        low, high = float(np.iinfo(x.dtype).min), float(np.iinfo(x.dtype).max)
+    inside = np.iinfo(result.dtype)
+    for number, one in enumerate(pair):
+        if one.divisor != 1 or not np.isfinite(one.weights).all():
+            return False
+        if not isinstance(_boundary(one.mode, cval), str):
+            low, high = min(low, float(np.real(cval))), max(high, float(np.real(cval)))
+        up, down = one.weights[one.weights > 0].sum(), one.weights[one.weights < 0].sum()
+        low, high = low * up + high * down, high * up + low * down
+        if not (low > -(2.0**31) and high < 2.0**31 - 1):
+            return False
+        if number < len(pair) - 1 and not (low > inside.min - 0.5 and high < inside.max + 0.5):
+            return False
+    return True
+
+
+def _fused_pass(
+    x: Array,
+    pair: tuple[_Pass, _Pass],
+    result: Array,
+    cval: complex,
+    dtype: np.dtype[Any],
+    unit: int,
+    exact: bool,
+) -> None:
     if np.may_share_memory(x, result):
         x = x.copy()
-    down, across = (one.along(x.shape[one.axis], cval, False) for one in pair)
-    sums = Passes(dtype, [(down, across)], summed_outside=False)
+    down, across = (one.along(x.shape[one.axis], cval, exact) for one in pair)
+    sums = Passes(dtype, [(down, across)], fused=not exact, summed_outside=False, unit=unit, truncated=exact)
+    if unit > 1:
+        shape = (*x.shape[:-2], -1)
+        x, result = x.reshape(shape), result.reshape(shape)
     for index in np.ndindex(x.shape[:-2]):
         sums.run(x[index], result[index], get_threads())
 
@@ -930,6 +983,7 @@ def _single_pass(x: Array, one: _Pass, result: Array, cval: complex, dtype: np.d
     """Filter along one axis, plane after plane; x and the result may be the same array."""
     filtered = one.along(x.shape[one.axis], cval, exact)
     divisor = one.divisor if exact else 1
+    truncated = exact and _stays_inside(x, [one], result, cval)
     partner = _partner(x.shape, one.axis)
     if partner is None:
         x, result, partner, axis = x[None], result[None], 0, one.axis + 1
@@ -949,10 +1003,12 @@ def _single_pass(x: Array, one: _Pass, result: Array, cval: complex, dtype: np.d
             step = max(64, _PANEL_BYTES // (x.itemsize * max(height, 1)))
             for j in range(0, width, step):
                 some = slice(j, min(j + step, width))
-                sums = Passes(dtype, [(filtered, Axis(some.stop - j))], fused=not exact, divisor=divisor)
+                pair = (filtered, Axis(some.stop - j))
+                sums = Passes(dtype, [pair], fused=not exact, divisor=divisor, truncated=truncated)
                 sums.run(source[:, some].copy(), target[:, some], get_threads())
         else:
-            Passes(dtype, [pair], fused=not exact, divisor=divisor).run(source, target, get_threads())
+            sums = Passes(dtype, [pair], fused=not exact, divisor=divisor, truncated=truncated)
+            sums.run(source, target, get_threads())
 
 
 def _long_pass(x: Array, one: _Pass, boundary: Boundary, result: Array) -> None:

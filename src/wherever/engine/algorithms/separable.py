@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first, store
+from wherever.engine.algorithms.filter import STREAMED_BYTES
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import box, gather, runs
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.separable import passes
+from wherever.engine.kernels.vector import STORED
 from wherever.engine.machine import Machine, longest_sum, working_dtype
 from wherever.problem import Array, Boundary, ConvProblem
 
@@ -265,6 +267,11 @@ class Passes:
         each direction is filtered by itself.
     divisor : float
         Of the results.
+    unit : int
+        Channels that lie side by side in each row, filtered with one kernel: images are (H, W * unit), axes count W.
+    truncated : bool
+        Whether sums down are truncated to integers, which an int32 must hold, before they are summed across. Results
+        of integers are then truncated too, modulo the range of their type, and written where they lie.
     """
 
     def __init__(
@@ -275,8 +282,10 @@ class Passes:
         fused: bool = True,
         summed_outside: bool = True,
         divisor: float = 1,
+        unit: int = 1,
+        truncated: bool = False,
     ) -> None:
-        self.divisor = divisor
+        self.divisor, self.unit, self.truncated = divisor, unit, truncated
         self.dtype, self.fused, self.lanes = dtype, fused, host().lanes(dtype.name)
         self.pairs = list(pairs)
         self.rows, self.columns = rows, columns = self.pairs[0]
@@ -292,26 +301,29 @@ class Passes:
 
     def _lay_out_strip(self) -> None:
         """Columns of a strip: before the image, the image itself, behind it as far as the sums look, the number."""
-        columns, lanes = self.columns, self.lanes
-        self.skipped = max(0, -columns.before)  # columns of the image that are never looked at
-        self.width = columns.size - self.skipped
-        self.left = left = max(0, columns.before)
-        read = -(-columns.output // lanes) * lanes + columns.taps - 1
+        columns, lanes, unit = self.columns, self.lanes, self.unit
+        skipped = max(0, -columns.before)  # columns of the image that are never looked at
+        self.skipped, self.width = skipped * unit, (columns.size - skipped) * unit
+        self.left = left = max(0, columns.before) * unit
+        read = columns.output * unit + lanes - 1 + (columns.taps - 1) * unit
         self.middle = max(read, left + -(-self.width // lanes) * lanes)
         shown = columns.shown(0, columns.output + columns.taps - 1)
+        shown = np.where(shown < 0, -1, (shown - skipped) * unit)[:, None] + np.arange(unit)
+        shown[shown[:, 0] < 0] = -1
+        shown = shown.reshape(-1)
         places = np.r_[:left, left + self.width : max(read, left + self.width)]
         wanted = places < len(shown)  # behind that only whole vectors reach, whose ends are not used
         seen = shown[places[wanted]]
         source = np.full(len(places), left)
-        source[wanted] = np.where(seen < 0, self.middle, seen - self.skipped + left)
+        source[wanted] = np.where(seen < 0, self.middle, seen + left)
         self.outside = np.ascontiguousarray(np.stack([places, source], axis=1), np.int64)
 
     def run(self, image: Array, result: Array, threads: int, bias: float = 0.0) -> bool:
         """Sum ``image`` (H, W) into ``result`` (h, w), both of any type; return whether the result is finite."""
         rows, lanes = self.rows.output, self.lanes
         step = -(-rows // (4 * threads)) if threads > 1 else rows
-        if not (_usable(image, self.dtype) and _usable(result, self.dtype)):
-            wide = max(self.columns.size, self.columns.output, 1) * self.dtype.itemsize
+        if not (self._readable(image) and self._writable(result)):
+            wide = max(self.columns.size, self.columns.output, 1) * self.unit * self.dtype.itemsize
             step = min(step, max(_PART_BYTES // wide, self.rows.taps))
         step = -(-max(step, 4 * lanes) // lanes) * lanes
         parts = [(first, min(first + step, rows)) for first in range(0, rows, step)]
@@ -322,46 +334,51 @@ class Passes:
     def _part(self, image: Array, result: Array, bounds: tuple[int, int], bias: float) -> bool:
         """Compute rows of the result from the first to before the last; return whether all is finite."""
         first, last = bounds
-        rows, columns, dtype, lanes, size = self.rows, self.columns, self.dtype, self.lanes, self.dtype.itemsize
+        rows, columns, dtype, lanes = self.rows, self.columns, self.dtype, self.lanes
         kept = lanes + rows.taps - 1  # rows of the ring
         pitch = -(-self.width // lanes) | 1  # an odd number of vectors
-        strip, ring, number, doubt, added = run.workspace(
-            "strip",
-            (self.middle + 1) * lanes,
-            kept * pitch * lanes,
-            max(columns.size, 1),
-            lanes,
-            1,
-            dtype=dtype,
+        strip, ring, doubt, added = run.workspace(
+            "strip", (self.middle + 1) * lanes, kept * pitch * lanes, lanes, 1, dtype=dtype
         )
-        number[:] = self.number
         source, places = self._rows(image, rows.shown(first, last - first + rows.taps - 1))
+        size = source.itemsize
+        (number,) = run.workspace("number", max(columns.size, 1) * self.unit, dtype=source.dtype)
+        number[:] = self.number
         beyond = (number.ctypes.data - source.ctypes.data) // size
         seen = np.where(places < 0, beyond, places * (source.strides[0] // size) + self.skipped)
         seen = np.concatenate([seen, np.full(lanes, seen[-1])])
         slot = np.arange(len(seen)) % kept * (pitch * lanes)
         target = result[first:last]
-        if self.divisor == 1 and _usable(target, dtype):
+        if self._writable(target):
             buffer = target
         else:
             (flat,) = run.workspace("result", target.size, dtype=dtype)
             buffer = flat.reshape(target.shape)
         finite = True
+        vector = lanes * buffer.itemsize
+        even = columns.kernel is not None and buffer.strides[0] % vector == 0
+        head = -buffer.ctypes.data // buffer.itemsize % lanes if even else 0
+        streamed = even and len(self.pairs) == 1 and result.nbytes >= STREAMED_BYTES
         for count, ((down, across), (u, v), beside) in enumerate(
             zip(self.pairs, self.kernels, self.beside, strict=True)
         ):
             kernel = compiled(
                 passes,
                 dtype=dtype.name,
+                source=source.dtype.name,
+                result=buffer.dtype.name,
                 down=down.kind,
                 across=across.kind,
+                apart=self.unit,
                 fused=self.fused,
+                truncated=self.truncated,
                 added=count > 0,
+                streamed=streamed,
             )
             strip[self.middle * lanes :] = beside
             added[0] = 0 if count else bias
-            geometry = [last - first, columns.output, self.width, rows.taps - 1, down.steps, across.steps]
-            more = [self.left, len(self.outside), buffer.strides[0] // size]
+            geometry = [last - first, columns.output * self.unit, self.width, rows.taps - 1, down.steps, across.steps]
+            more = [self.left, len(self.outside), buffer.strides[0] // buffer.itemsize, head]
             sizes = np.array([*geometry, *more], np.int64)
             arrays = (source, u, v, buffer, added, strip, ring, doubt, seen, slot, self.outside, sizes)
             kernel(*(a.ctypes.data for a in arrays))
@@ -374,10 +391,10 @@ class Passes:
 
     def _rows(self, image: Array, shown: npt.NDArray[np.int64]) -> tuple[Array, npt.NDArray[np.int64]]:
         """The image, or the rows of it that are seen, as the kernel can read them; and which rows these are."""
-        if _usable(image, self.dtype):
+        if self._readable(image):
             return image, shown
-        (flat,) = run.workspace("rows", max(len(shown), 1) * self.columns.size, dtype=self.dtype)
-        copied = flat.reshape(-1, self.columns.size)
+        (flat,) = run.workspace("rows", max(len(shown), 1) * image.shape[1], dtype=self.dtype)
+        copied = flat.reshape(-1, image.shape[1])
         there = np.flatnonzero(shown >= 0)
         if len(there) and (np.diff(shown[there]) == 1).all():
             copied[there[0] : there[-1] + 1] = image[shown[there[0]] : shown[there[-1]] + 1]
@@ -385,10 +402,21 @@ class Passes:
             copied[there] = image[shown[there]]
         return copied, np.where(shown < 0, -1, np.arange(len(shown)))
 
+    def _readable(self, image: Array) -> bool:
+        """Whether the kernel can read an image where it lies: of another type, if that holds the number outside."""
+        if not _usable(image):
+            return False
+        return image.dtype == self.dtype or (not self.number and np.can_cast(image.dtype, self.dtype, "safe"))
 
-def _usable(a: Array, dtype: np.dtype[Any]) -> bool:
-    """Whether the kernel can work on an array (rows, columns) where it lies."""
-    size = dtype.itemsize
-    if a.dtype != dtype or not a.dtype.isnative or not a.flags.aligned or a.strides[0] % size:
+    def _writable(self, result: Array) -> bool:
+        """Whether the kernel can write a result where it lies."""
+        if self.divisor != 1 or not _usable(result):
+            return False
+        return result.dtype == self.dtype or (self.truncated and result.dtype.kind in "iu")
+
+
+def _usable(a: Array) -> bool:
+    """Whether a kernel can work on an array (rows, columns) where it lies."""
+    if a.dtype.name not in STORED or not a.dtype.isnative or not a.flags.aligned or a.strides[0] % a.itemsize:
         return False
-    return a.strides[1] == size or a.shape[1] == 1
+    return a.strides[1] == a.itemsize or a.shape[1] == 1

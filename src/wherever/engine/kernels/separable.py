@@ -12,8 +12,21 @@ from wherever.engine.kernels.vector import Int, Kernel, Mask, Variables, Vector,
 SYMMETRIES = ("even", "odd", "plain", "none")
 
 
-def passes(target: Target, *, dtype: str, down: str, across: str, fused: bool, added: bool) -> Kernel:
-    """Write y[i, j] = bias + sum over b of v[b] s[i, j + b], where s[i, j] = sum over a of u[a] x[i + a, j].
+def passes(
+    target: Target,
+    *,
+    dtype: str,
+    source: str,
+    result: str,
+    down: str,
+    across: str,
+    apart: int,
+    fused: bool,
+    truncated: bool,
+    added: bool,
+    streamed: bool,
+) -> Kernel:
+    """Write y[i, j] = bias + sum over b of v[b] s[i, j + b * apart], where s[i, j] = sum over a of u[a] x[i + a, j].
 
     A strip of s has as many rows as a vector has lanes. The rows of x that it is summed from are copied to a ring of
     rows first, each once: there they are aligned, and not a power of two apart, which would put a whole column of
@@ -23,28 +36,38 @@ def passes(target: Target, *, dtype: str, down: str, across: str, fused: bool, a
 
     Parameters
     ----------
+    source, result
+        Types of x and of y.
     down, across
         The symmetry of u and of v, one of `SYMMETRIES`; "none": no sum in this direction.
     fused
         Whether products are added without rounding them first. Without, every sum is rounded as SciPy's C code does
         it: the middle tap (of "plain" kernels the last one), then pairs (taps) from the outermost (first) one on.
+    apart
+        How far apart the taps of v are: so many channels lie side by side.
+    truncated
+        Whether s is truncated to integers before it is summed.
     added
         Whether the result is added to what is in y.
+    streamed
+        Whether y is written past the caches. Its rows must be a multiple of a vector apart, and begin ``head`` numbers
+        before one.
 
     The arrays: x, u, v, y, bias (one number), ``strip`` (memory for (columns of s + the middle of the table) * lanes
     numbers), ``ring`` (for rows), ``doubt`` (a vector, which becomes NaN if any result is not finite); tables
     ``seen`` and ``slot`` (for each row that is summed, where it begins in x, and in the ring; for whole strips, also
     where there is less to sum), and ``outside`` (pairs: a column of s outside the image, and the column that is
     seen there). The sizes: rows and columns of y, columns of x, taps of u but one, steps (pairs, or taps but one) of u
-    and v, where the image begins in the strip, pairs in ``outside``, and y's pitch.
+    and v, where the image begins in the strip, pairs in ``outside``, y's pitch, and ``head``.
     """
     lanes = target.lanes(dtype)
     tall = min(lanes, 8 if target.registers >= 32 else 4)  # sums and two windows of places stay in registers
-    sizes = ["rows", "columns", "width", "before", "down", "across", "left", "outside", "y_row"]
+    sizes = ["rows", "columns", "width", "before", "down", "across", "left", "outside", "y_row", "head"]
     arrays = ["x", "u", "v", "y", "bias", "strip", "ring", "doubt", "seen", "slot", "outside"]
     kernel = Kernel("passes", dtype, lanes, arrays, sizes)
-    rows, columns, width, earlier, down_steps, across_steps, left, pairs, y_row = (kernel.size(name) for name in sizes)
-    x, y, strip = kernel.array("x", 1), kernel.array("y", y_row, 1), kernel.array("strip", lanes, 1)
+    rows, columns, width, earlier, down_steps, across_steps, left, pairs, y_row, head = map(kernel.size, sizes)
+    x, y = kernel.array("x", 1, dtype=source), kernel.array("y", y_row, 1, dtype=result)
+    strip = kernel.array("strip", lanes, 1)
     ring = kernel.array("ring", 1)
     u, v, bias = (kernel.array(name, 1) for name in ("u", "v", "bias"))
     seen, slot, outside = (kernel.table(name) for name in ("seen", "slot", "outside"))
@@ -54,34 +77,36 @@ def passes(target: Target, *, dtype: str, down: str, across: str, fused: bool, a
         return kernel.fma(weight, value, total) if fused else total + weight * value
 
     def sums(
-        symmetry: str, steps: Int, weight: Callable[[Int], Vector], place: Callable[[Int | int], Vector]
+        symmetry: str, steps: Int, weight: Callable[[Int], Vector], place: Callable[[Int | int], Vector], far: int
     ) -> Variables:
-        """``tall`` neighbouring sums: of place(t + a) over the taps a, for each t.
+        """``tall`` neighbouring sums: of place(t + a * far) over the taps a, for each t.
 
-        Windows of ``tall`` places move through the taps, one place a step: one load for each instead of one a sum.
+        Windows of ``tall`` places move through the taps, ``far`` places a step: so many loads instead of one a sum.
         """
         last = steps if symmetry == "plain" else steps + steps  # the last tap
         total, low, high = kernel.variables(tall), kernel.variables(tall), kernel.variables(tall)
         middle = weight(steps)
         for t in range(tall):
-            total[t] = middle * place(steps + t)
+            total[t] = middle * place(steps * far + t)
             low[t] = place(t)
             if symmetry != "plain":
-                high[t] = place(last + t)
+                high[t] = place(last * far + t)
 
         def step(k: Int, turn: int) -> None:
-            """Add pair (tap) k; places have moved ``turn`` places through the windows."""
+            """Add pair (tap) k; the windows have been moved ``turn`` times."""
             factor = weight(k)
             for t in range(tall):
-                value = low[(t + turn) % tall]
+                value = low[(t + turn * far) % tall]
                 if symmetry == "even":
-                    value = value + high[(t - turn) % tall]
+                    value = value + high[(t - turn * far) % tall]
                 elif symmetry == "odd":
-                    value = value - high[(t - turn) % tall]
+                    value = value - high[(t - turn * far) % tall]
                 total[t] = add(factor, value, total[t])
-            low[turn] = place(k + tall)
+            for t in range(max(0, tall - far), tall):  # the places that the next step sees and this one does not
+                low[(t + (turn + 1) * far) % tall] = place((k + 1) * far + t)
             if symmetry != "plain":
-                high[tall - 1 - turn] = place(last - 1 - k)
+                for t in range(min(far, tall)):
+                    high[(t - (turn + 1) * far) % tall] = place((last - 1 - k) * far + t)
 
         whole = steps // tall * tall
         with kernel.loop(0, whole, tall) as k:
@@ -89,21 +114,21 @@ def passes(target: Target, *, dtype: str, down: str, across: str, fused: bool, a
                 step(k + turn, turn)
         with kernel.loop(whole, steps) as k:
             step(k, 0)
-            for t in range(tall - 1):  # turn the windows themselves
-                low[t], low[t + 1] = low[t + 1], low[t]
-                high[tall - 1 - t], high[tall - 2 - t] = high[tall - 2 - t], high[tall - 1 - t]
+            lows, highs = [low[t] for t in range(tall)], [high[t] for t in range(tall)]
+            for t in range(tall):  # turn the windows themselves
+                low[t], high[t] = lows[(t + far) % tall], highs[(t - far) % tall]
         return total
 
     def copy_rows(i: Int) -> None:
         """Put the rows that the strip from row i on sees, and no strip before it saw, into the ring."""
         with kernel.loop(kernel.where(i.equals(0), 0, i + earlier), i + earlier + lanes) as p:
-            source, target = x.moved(seen[p]), ring.moved(slot[p])
+            shown, target = x.moved(seen[p]), ring.moved(slot[p])
             whole = width // (4 * lanes) * (4 * lanes)
             with kernel.loop(0, whole, 4 * lanes) as j:
                 for number in range(0, 4 * lanes, lanes):
-                    target[j + number].store(source[j + number].load())
+                    target[j + number].store(shown[j + number].load())
             with kernel.loop(whole, width, lanes) as j:
-                target[j].store(source[j].load(kernel.mask(width - j)))  # and zeros behind the last
+                target[j].store(shown[j].load(kernel.mask(width - j)))  # and zeros behind the last
 
     def sum_down(i: Int, j: Int, mask: Mask | None = None) -> list[Vector]:
         """``lanes`` rows of s, of one vector of columns each, from row i on."""
@@ -117,39 +142,48 @@ def passes(target: Target, *, dtype: str, down: str, across: str, fused: bool, a
                 vector: Vector = ring.moved(slot[start + p])[j].load()
                 return vector
 
-            total = sums(down, down_steps, lambda k: u[k].splat(), place)
+            total = sums(down, down_steps, lambda k: u[k].splat(), place, 1)
             found += [total[t] for t in range(tall)]
         return found
 
-    def block(i: Int, j: Int, vectors: list[Vector], inside: bool) -> None:
-        """Put a square of results, one vector for each row, into y; at the ends, of what there is."""
+    def block(i: Int, j: Int, vectors: list[Vector], inside: bool, stop: Int) -> None:
+        """Put a square of results, one vector for each row, into y; at the ends, of what there is before ``stop``."""
         for row, value in enumerate(vectors):
-            mask = None if inside else kernel.mask(kernel.where(i + row < rows, columns - j, 0))
+            mask = None if inside else kernel.mask(kernel.where(i + row < rows, stop - j, 0))
             place = y[i + row, j]
             value = value + offset
             if added:
                 value = value + place.load(mask)
-            place.store(value, mask)
-            y[i + row, j + 4 * lanes].prefetch(write=True)  # so many rows at once are more than the processor foresees
+            place.store(value, mask, streamed=streamed and inside)
+            if not streamed:  # so many rows at once are more than the processor foresees
+                y[i + row, j + 4 * lanes].prefetch(write=True)
             doubt[0] = kernel.fma(value, nothing, doubt[0])
 
     offset, nothing = bias[0].splat(), kernel.splat(0)
-    wide = columns // lanes * lanes
+    begin = kernel.number(kernel.minimum(head, columns))  # of whole vectors; before is a part of one
+    end = begin + (columns - begin) // lanes * lanes
+
+    def deliver(i: Int, inside: bool, sums_at: Callable[[Int, Mask | None], list[Vector]]) -> None:
+        """Put the rows from i on into y, square after square."""
+        with kernel.when(begin > 0):
+            none = kernel.number(0)
+            block(i, none, sums_at(none, kernel.mask(begin)), False, begin)
+        with kernel.loop(begin, end, lanes) as j:
+            block(i, j, sums_at(j, None), inside, columns)
+        with kernel.loop(end, columns, lanes) as j:
+            block(i, j, sums_at(j, kernel.mask(columns - j)), False, columns)
 
     def strip_of_rows(i: Int, inside: bool) -> None:
         if down != "none":
             copy_rows(i)
         if across == "none":
-            with kernel.loop(0, wide, lanes) as j:
-                block(i, j, sum_down(i, j), inside)
-            with kernel.loop(wide, columns, lanes) as j:
-                block(i, j, sum_down(i, j, kernel.mask(columns - j)), False)
+            deliver(i, inside, lambda j, mask: sum_down(i, j, mask))
             return
 
         def keep(j: Int, mask: Mask | None = None) -> None:
             """Put a square of the strip where it belongs."""
             for t, vector in enumerate(transposed(sum_down(i, j, mask))):
-                strip[left + j + t, 0].store(vector)
+                strip[left + j + t, 0].store(kernel.truncated(vector) if truncated else vector)
 
         full = width // lanes * lanes if down == "none" else width
         with kernel.loop(0, full, lanes) as j:
@@ -168,14 +202,11 @@ def passes(target: Target, *, dtype: str, down: str, across: str, fused: bool, a
                     vector: Vector = strip[start + p, 0].load()
                     return vector
 
-                total = sums(across, across_steps, lambda k: v[k].splat(), place)
+                total = sums(across, across_steps, lambda k: v[k].splat(), place, apart)
                 found += [total[t] for t in range(tall)]
             return transposed(found)
 
-        with kernel.loop(0, wide, lanes) as j:
-            block(i, j, sum_across(j), inside)
-        with kernel.loop(wide, columns, lanes) as j:
-            block(i, j, sum_across(j), False)
+        deliver(i, inside, lambda j, mask: sum_across(j))
 
     high = rows // lanes * lanes
     with kernel.loop(0, high, lanes) as i:
@@ -183,4 +214,6 @@ def passes(target: Target, *, dtype: str, down: str, across: str, fused: bool, a
     with kernel.loop(high, rows, lanes) as i:
         strip_of_rows(i, False)
     kernel.array("doubt", 1)[0].store(doubt[0])
+    if streamed:
+        kernel.fence()
     return kernel

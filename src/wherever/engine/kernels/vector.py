@@ -114,6 +114,11 @@ class Kernel:
         function = self.intrinsic(name, self.vector, [self.vector] * 3)
         return Vector(self, self.builder.call(function, [a.value, b.value, c.value]))
 
+    def truncated(self, a: Vector) -> Vector:
+        """The nearest integers towards zero, of numbers that an int32 can hold."""
+        integers = self.builder.fptosi(a.value, ir.VectorType(I32, self.lanes))
+        return Vector(self, self.builder.sitofp(integers, self.vector))
+
     def mask(self, count: Int | int, first: Int | int = 0) -> Mask:
         """The lanes from ``first`` to before ``count`` (to the last, if there are no more than ``count``)."""
         lanes = ir.VectorType(I1, self.lanes)
