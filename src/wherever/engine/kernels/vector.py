@@ -71,6 +71,8 @@ class Kernel:
         self.function = ir.Function(self.module, signature, name)
         self.function.attributes.add("nounwind")
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self._written: dict[tuple[object, ...], ir.Value] = {}
+        self._splats: dict[str, ir.Value] = {}
         self._pointers = dict(zip(arrays, self.function.args, strict=False))
         for argument in self.function.args:
             argument.add_attribute("noalias")
@@ -101,8 +103,10 @@ class Kernel:
 
     def splat(self, number: float) -> Vector:
         """A vector of one number known when the kernel is written."""
-        constant = ir.Constant(self.vector, [ir.Constant(self.element, float(number))] * self.lanes)
-        return Vector(self, constant)
+        text = repr(float(number))  # which tells 0 from -0
+        if text not in self._splats:  # one object, which is put into words once
+            self._splats[text] = ir.Constant(self.vector, [ir.Constant(self.element, float(number))] * self.lanes)
+        return Vector(self, self._splats[text])
 
     def variables(self, *shape: int) -> Variables:
         """Vectors that change: an array of them of this shape, zero at first, in registers as far as they suffice."""
@@ -228,6 +232,18 @@ class Kernel:
             self.builder.ret_void()
         return str(self.module)
 
+    def once(self, write: Callable[[], ir.Value], *key: object) -> ir.Value:
+        """What was written in this block for this key already, or is written now: half of all index arithmetic.
+
+        LLVM would find it too, but has to read it first. Values in a key are told apart by their identity, which
+        lasts: what is written holds them.
+        """
+        key = (id(self.builder.block), *key)
+        value = self._written.get(key)
+        if value is None:
+            value = self._written[key] = write()
+        return value
+
     def intrinsic(self, name: str, result: ir.Type, arguments: Sequence[ir.Type]) -> ir.Function:
         """One of LLVM's own functions, declared once."""
         known = self.module.globals.get(name)
@@ -276,11 +292,15 @@ class Int:
         self.kernel, self.value = kernel, value
 
     def _operate(self, name: str, other: Int | int, *, swap: bool = False, **options: Any) -> Int:
-        left, right = self.value, self.kernel.number(other).value
-        if swap:
-            left, right = right, left
-        operation: Callable[..., ir.Value] = getattr(self.kernel.builder, name)
-        return Int(self.kernel, operation(left, right, **options))
+        kernel = self.kernel
+
+        def write() -> ir.Value:
+            left, right = self.value, kernel.number(other).value
+            operation: Callable[..., ir.Value] = getattr(kernel.builder, name)
+            return operation(*((right, left) if swap else (left, right)), **options)
+
+        operand = other if isinstance(other, int) else (id(other.value),)
+        return Int(kernel, kernel.once(write, name, swap, id(self.value), operand))
 
     def __add__(self, other: Int | int) -> Int:
         return self if _is(other, 0) else self._operate("add", other, flags=["nsw"])
@@ -582,7 +602,7 @@ class Place:
         number = builder.load(self.address, typ=stored.element, align=stored.bytes)
         nothing = ir.Constant(self._vector, ir.Undefined)
         first = builder.insert_element(nothing, number, ir.Constant(I32, 0))
-        zeros = ir.Constant(ir.VectorType(I32, kernel.lanes), [0] * kernel.lanes)
+        zeros = ir.Constant(ir.VectorType(I32, kernel.lanes), None)
         return self._converted(builder.shuffle_vector(first, nothing, zeros))
 
     def prefetch(self, level: int = 1, *, write: bool = False) -> None:
