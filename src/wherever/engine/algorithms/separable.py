@@ -96,8 +96,8 @@ def preferred(problem: ConvProblem, operand: Array, seconds: float) -> bool:
     if seconds < 1e-4 or Separable().refuses(problem) is not None:
         return False
     channels = as_forward(problem).out_channels
-    most = int(0.7 * seconds / cost(problem, Machine(), channels))
-    if not most:
+    most = int(0.85 * seconds / cost(problem, Machine(), channels))
+    if not most or not np.isfinite(operand).all():
         return False
     tolerance = _NEGLIGIBLE[working_dtype(problem.dtype).char]
     for w in forward_weights(problem, operand)[:, 0]:
