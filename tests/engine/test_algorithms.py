@@ -328,3 +328,27 @@ def test_an_empty_image_shows_zeros_alone(layout):
                 out = np.full(turned.result_shape, 9, np.float32)
                 algorithm.prepare(turned, operand).run(source, out, 1)
                 assert not out.any(), algorithm.name
+
+
+@pytest.mark.parametrize("direction", ["forward", "transpose"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_terms_of_what_is_not_finite_are_added_to_the_transform_of_the_rest(direction, groups, monkeypatch):
+    """No tile of a large kernel is summed directly for one NaN."""
+    monkeypatch.setattr(algorithms.finite, "_BEGINNING", 0)
+    options = {"padding": 5, "groups": groups, "direction": direction, "dtype": "float64"}
+    shapes = (2, 2 * groups, 40, 30), (3 * groups, 2, 9, 8)
+    for more in ({}, {"dilation": (1, 2)}, *([{"stride": (2, 3)}] if direction == "forward" else [{"stride": 2}])):
+        problem = ConvProblem.from_shapes(*shapes, **options, **more)
+        source, w = numbers(problem.source_shape, "float64"), numbers(problem.w_shape, "float64", 1)
+        source[1, 1, 3, 4], source[0, 0, -1, 0], source[0, 1, -1, 0] = np.nan, np.inf, -np.inf
+        with np.errstate(all="ignore"):
+            truth = expected(problem, source, w)
+        monkeypatch.setattr(algorithms.finite, "Im2colPrepared", None)  # summing directly would fail
+        for algorithm in (OverlapSave(), algorithms.FourierChannels()):
+            if algorithm.refuses(problem) is None:
+                out = np.empty(problem.result_shape)
+                algorithm.prepare(problem, w).run(source, out, 1)
+                finite = np.isfinite(truth)
+                np.testing.assert_array_equal(np.isnan(out), np.isnan(truth))
+                np.testing.assert_array_equal(np.isfinite(out), finite)
+                assert_close(out[finite], truth[finite], "float64")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from wherever.engine.algorithms.blockwise import channels_first, per_channel, store
+from wherever.engine.algorithms.finite import again, of_footprint
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, fill_footprint, gather, grid, last_axes, runs, scatter
@@ -28,8 +29,8 @@ class OverlapSave(Algorithm):
 
     In the transposed direction the same tiles are added instead (overlap-add), and for the gradient by the weights
     their spectra are summed and transformed back once. Rounding errors are relative to the largest numbers of a tile.
-    A tile whose result is not finite (an infinity or NaN in x, or an overflow in the transform) is summed
-    directly, so that such a number reaches only the outputs whose window covers it.
+    To a tile with infinities or NaN their terms are added, so that such a number reaches only the outputs whose window
+    covers it; a tile whose transform overflows, and a gradient by the weights, is then summed directly.
     """
 
     name = "overlap_save"
@@ -261,7 +262,7 @@ class OverlapSavePrepared:
             for part, tile in zip(parts, tiles, strict=True):
                 y = tile[(None, slice(None), *self._output_places(part))]
                 if not np.isfinite(np.sum(y)):
-                    y = self.direct.forward_block(gather(p, x, part, self.dtype), part)
+                    y = self._again(gather(p, x, part, self.dtype), part)
                 store(result[part.outputs], y, self.bias)
 
     def _transpose(self, y: Array, result: Array, batches: list[list[Block]], threads: int) -> None:
@@ -274,10 +275,30 @@ class OverlapSavePrepared:
             for part, tile in zip(parts, tiles, strict=True):
                 foot = tile[None]
                 if not np.isfinite(np.sum(foot)):
-                    foot = self.direct.transpose_block(y[part.outputs].astype(self.dtype), part)
+                    foot = self._again(y[part.outputs].astype(self.dtype), part)
                 scatter(p, sums, part, foot)
         if sums is not result or self.bias is not None:
             store(result, sums, self.bias)
+
+    def _again(self, source: Array, part: Block) -> Array:
+        """Compute one tile, whose transform is not finite, from its footprint, or from its outputs."""
+        p, forward = self.problem, self.problem.direction == "forward"
+        channels, group = (p.out_channels, p.group_in) if forward else (p.in_channels, p.group_out)
+        # A footprint longer than its transform ends in zeros, or in what nobody looks at.
+        cut = tuple(slice(0, min(n, m)) for n, m in zip(part.foot_shape, self.tiling.lengths, strict=True))
+        read, written = (cut, self._output_places(part)) if forward else (self._output_places(part), cut)
+        result = np.zeros((1, channels, *(part.shape if forward else part.foot_shape)), self.dtype)
+        kept = result if forward else result[last_axes(cut)]
+        tiles = np.zeros((1, source.shape[1], *self.tiling.lengths), self.dtype)
+
+        def transformed(numbers: Array) -> bool:
+            tiles[last_axes(read)] = numbers[last_axes(cut)] if forward else numbers
+            found = self._tiles(self._product(self._spectra(tiles, group, 1), self.weight), channels, 1)
+            kept[...] = found[last_axes(written)]
+            return bool(np.isfinite(np.sum(kept)))
+
+        again(of_footprint(p, part, self.dtype), source, result, self.operand.astype(self.dtype), None, transformed)
+        return result
 
     def _weight_gradient(self, x: Array, out: Array, batches: list[list[Block]], threads: int) -> None:
         p = self.problem
