@@ -245,7 +245,9 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     moved = places * (1.5 * phases * problem.in_channels + problem.out_channels) / machine.copy
     if first:
         moved += 2 * parts * images * held(counts) / machine.copy
-    seconds = (max(sums, reading) + transforms + moved) * size / 4 + parts * (6 + 3 * problem.groups) * machine.call
+    # The weights of phases are read with gaps, which no prefetcher follows as well.
+    products = max(sums, reading) if phases == 1 else sums + reading / 2
+    seconds = (products + transforms + moved) * size / 4 + parts * (6 + 3 * problem.groups) * machine.call
     outputs = tiles * math.prod(tile) * problem.out_channels
     workspace = together * tile_bytes + (images * foot(counts) * problem.in_channels + outputs) * size
     return Tiling(tile, shape, images, together, rows, vectors, seconds, workspace)
