@@ -21,9 +21,9 @@ class Case:
     ----------
     family, part, name : str
         A row of the table of targets, a kind within it, and what this case is called.
-    kind : {"conv", "gaussian", "template", "threads"}
-        A convolution; a Gaussian of width ``sigma``; the normalised correlation of x with a template w; a convolution
-        whose peer is itself on one thread.
+    kind : {"conv", "training", "gaussian", "template", "threads"}
+        A convolution; one whose weights come with every call; a Gaussian of width ``sigma``; the normalised correlation
+        of x with a template w; a convolution whose peer is itself on one thread.
     x, w : tuple of int
         (N, C, *S) and (K, C / groups, *R).
     """
@@ -75,6 +75,7 @@ REST = "other dense layers"
 FIVE, SEVEN, NINE, LARGE = "dense 5x5", "dense 7x7", "dense 9x9", "dense 11x11 to 31x31"
 DEPTHWISE, WIDE_DEPTHWISE = "depthwise up to 7x7", "depthwise 9x9 to 31x31"
 DOUBLE, BY_INPUT, BY_WEIGHT = "float64", "gradient by input, 3x3", "gradient by weight"
+TRAINING = "gradient by input, small or strided, weights in every call"
 FILTERS = ("filter 3x3 to 7x7", "filter 9x9 to 127x127", "filter 255x255 to 1023x1023")
 GAUSSIAN, SIGNAL, TEMPLATE, THREADS = "Gaussian", "1-D filter", "template matching", "two threads over one"
 TARGETS: dict[str, tuple[float, float]] = {
@@ -91,6 +92,7 @@ TARGETS: dict[str, tuple[float, float]] = {
     DOUBLE: (3.0, 1.0),
     BY_INPUT: (2.0, 1.0),
     BY_WEIGHT: (1.1, 0.9),
+    TRAINING: (1.1, 0.9),
     FILTERS[0]: (2.0, 1.5),
     FILTERS[1]: (3.5, 2.5),
     FILTERS[2]: (1.7, 1.5),
@@ -237,6 +239,9 @@ def gradients(cases: Sequence[Case]) -> Iterator[Case]:
     for case in some[::3]:
         if case.multiply_adds < 4e9:
             yield dataclasses.replace(case, family=BY_WEIGHT, part=case.family, direction="weight_gradient")
+    small = [case for case in cases if case.family in (DENSE, OTHERS) and max(case.dilation) == 1 and case.x[1] > 3]
+    for case in [case for case in small if max(case.stride) > 1 or max(case.x[2:]) <= 14][::2]:
+        yield dataclasses.replace(case, family=TRAINING, part=case.part, kind="training", direction="transpose")
 
 
 def filters() -> Iterator[Case]:

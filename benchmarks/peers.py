@@ -105,7 +105,9 @@ def operands_of(case: Case) -> Operands:
 
 def algorithm_of(case: Case, layout: str) -> str:
     """The name of the algorithm that our planner chooses."""
-    return choose(problem_of(case, layout)).algorithm.name if case.kind in ("conv", "threads") else ""
+    if case.kind not in ("conv", "training", "threads"):
+        return ""
+    return choose(problem_of(case, layout), prepared=case.kind != "training").algorithm.name
 
 
 def contenders(case: Case, numbers: Operands, layout: str, threads: int, *, measure: bool) -> Iterator[Contender]:
@@ -133,7 +135,7 @@ def contenders(case: Case, numbers: Operands, layout: str, threads: int, *, meas
 
 
 def ours(case: Case, numbers: Operands, layout: str, threads: int, *, measure: bool = False) -> Contender:
-    """Ours, as a user would: weights prepared, ``out`` given. A gradient by the weights prepares nothing."""
+    """Ours, as a user would: ``out`` given, and weights prepared, unless they come with every call."""
     problem = problem_of(case, layout)
     source, operand = numbers.source, numbers.operand
     if layout == "channels_last":
@@ -141,10 +143,10 @@ def ours(case: Case, numbers: Operands, layout: str, threads: int, *, measure: b
         operand = _last(operand) if case.direction == "weight_gradient" else operand
     out = np.empty(problem.result_shape, problem.dtype)
     back = _first if layout == "channels_last" and case.direction != "weight_gradient" else np.asarray
-    if case.direction == "weight_gradient":
+    if case.direction == "weight_gradient" or case.kind == "training":
 
         def run() -> Array:
-            choose(problem, threads=threads).prepare(operand).run(source, out, threads)
+            choose(problem, threads=threads, prepared=False).prepare(operand).run(source, out, threads)
             return out
 
         return Contender("wherever", run, back)
@@ -187,7 +189,8 @@ def pytorch(case: Case, numbers: Operands) -> Iterator[Contender]:
         run = _eager(case, source, operand)
         if run is not None:
             yield Contender(f"PyTorch{suffix}", run, _from_torch, rate)
-    if case.boundary == "zeros" and case.dtype == "float32" and case.direction != "weight_gradient":
+    prepares = case.direction != "weight_gradient" and case.kind != "training"
+    if case.boundary == "zeros" and case.dtype == "float32" and prepares:
         with contextlib.suppress(RuntimeError):  # what oneDNN has no kernel for
             yield Contender("oneDNN prepacked", _prepacked(case, numbers, _last_format(spatial)), _from_torch, rate)
 
