@@ -10,7 +10,8 @@ import numpy as np
 from cases import Case
 from peers import Contender, algorithm_of, contenders, inference, operands_of
 
-_TOLERANCE = {"float32": 5e-5, "float64": 1e-11}  # relative to the largest result; of the peers' own errors
+# Relative to the largest result, of the peers' own errors; of integers, which SciPy truncates and OpenCV rounds, 2.
+_TOLERANCE = {"float32": 5e-5, "float64": 1e-11, "uint8": 2e-2}
 _SAMPLE = 2e-3  # seconds that one sample takes at least, by repeating what is shorter
 _PATIENCE = 8.0  # seconds that one call of a peer may take
 _SLOW = 2.0  # seconds spent on a contender after which 3 samples are enough
@@ -84,7 +85,7 @@ def measure(case: Case, *, layout: str, threads: int, rounds: int, by_measuring:
 
 
 def _close(result: np.ndarray, truth: np.ndarray, scale: float, dtype: str) -> bool:
-    return bool(np.abs(result - truth).max() <= _TOLERANCE[dtype] * scale)
+    return bool(np.abs(np.subtract(result, truth, dtype=np.float64)).max() <= _TOLERANCE[dtype] * scale)
 
 
 def _in_turns(running: list[Contender], rounds: int) -> dict[str, list[float]]:

@@ -100,6 +100,8 @@ def operands_of(case: Case) -> Operands:
         "transpose": (y, case.w),
         "weight_gradient": (case.x, y),
     }[case.direction]
+    if dtype.kind == "u":
+        return Operands(random.integers(0, 256, source, dtype), random.integers(0, 256, operand, dtype))
     return Operands(random.standard_normal(source, dtype), random.standard_normal(operand, dtype))
 
 
@@ -364,11 +366,12 @@ def opencv(case: Case, image: Array, kernel: Array) -> Iterator[Contender]:
 
 def gaussians(case: Case, source: Array) -> Iterator[Contender]:
     """Gaussian filters, with SciPy's radius of 4 sigma."""
-    image, sigma, mode = source[0, 0], case.sigma, _SCIPY_MODES[case.boundary]
+    image = source[0, 0] if case.x[1] == 1 else _last(source)[0]
+    sigma, mode = case.sigma, _SCIPY_MODES[case.boundary]
     out, other = np.empty_like(image), np.empty_like(image)
-    mine = _own("wherever.ndimage", "gaussian_filter")
-    yield Contender("wherever", lambda: mine(image, sigma, mode=mode, output=out))
-    yield Contender("scipy.ndimage", lambda: scipy.ndimage.gaussian_filter(image, sigma, mode=mode, output=other))
+    mine, theirs = _own("wherever.ndimage", "gaussian_filter"), scipy.ndimage.gaussian_filter
+    yield Contender("wherever", lambda: mine(image, sigma, mode=mode, output=out, axes=(0, 1)))
+    yield Contender("scipy.ndimage", lambda: theirs(image, sigma, mode=mode, output=other, axes=(0, 1)))
     if cv2 is not None:
         size, filtered = (2 * round(4 * sigma) + 1,) * 2, np.empty_like(image)
         border = cv2.BORDER_REFLECT_101
