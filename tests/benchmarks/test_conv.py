@@ -60,7 +60,7 @@ def test_every_case_has_a_target_and_the_facts_of_the_networks_are_there():
         assert math.prod(p["kernel"]) * p["batch"] > 0
     lines = run("--list").splitlines()
     families = {line.split(" | ")[0] for line in lines}
-    assert len(families) == 20
+    assert len(families) == 21
     assert len(lines) == len(set(lines)) > 300
 
 
