@@ -11,4 +11,4 @@ def run(kernel, *arrays, sizes=()):
     """Compile a kernel, and call it on arrays and sizes."""
     code = Compiled(host().emit(kernel), kernel.name, len(arrays) + 1)
     numbers = np.array(sizes, np.int64)
-    code(*(a.ctypes.data for a in arrays), numbers.ctypes.data)
+    code.on(*arrays, numbers)

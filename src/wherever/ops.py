@@ -769,7 +769,11 @@ def _check_out(out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Non
         raise ValueError("out: the array is read-only")
     if out.dtype != dtype and not np.can_cast(dtype, checked_dtype("out", out.dtype), "same_kind"):
         raise TypeError(f"out: {out.dtype} cannot hold the result, which is {dtype}")
-    if 0 in out.strides and any(n > 1 and stride == 0 for n, stride in zip(out.shape, out.strides, strict=True)):
+    if (
+        out.size
+        and 0 in out.strides
+        and any(n > 1 and stride == 0 for n, stride in zip(out.shape, out.strides, strict=True))
+    ):
         raise ValueError("out: several of its elements are one place of memory; give an array with room for each")
 
 

@@ -33,13 +33,15 @@ def test_every_algorithm_agrees_with_the_reference(problem, seed):
     source = disguised(numbers(problem.source_shape, problem.dtype, seed), seed)
     operand = disguised(numbers(problem.operand_shape, problem.dtype, seed + 1), seed + 1)
     truth = expected(problem, source, operand)
+    # Results of so many terms have about this size, whether or not the few that there are cancel.
+    usual = (problem.multiply_adds / max(truth.size, 1)) ** 0.5
     willing = [a for a in ALGORITHMS if a.refuses(problem) is None]
     assert willing
     for algorithm in willing:
         assert algorithm.estimate(problem, Machine()) >= 0
         out = np.full(problem.result_shape, 9).astype(problem.dtype)
         algorithm.prepare(problem, operand).run(source, out, 1)
-        assert_close(out, truth, problem.dtype)
+        assert_close(out, truth, problem.dtype, least=usual)
 
 
 @settings(max_examples=settings().max_examples * 2)

@@ -249,7 +249,8 @@ class WinogradGradientPrepared:
         held = tiling.together | 1  # an odd number of lines lie in different sets of a cache
         y_vectors = -(-outputs // lanes)
         counts = (held * self.points * self.across * lanes, held * self.points * y_vectors * lanes)
-        v, d = (array.ctypes.data for array in run.workspace("transformed", *counts, dtype=self.dtype))
+        transformed = run.workspace("transformed", *counts, dtype=self.dtype)
+        v, d = (array.ctypes.data for array in transformed)
         apart = max(self.across, y_vectors) * lanes
         finite: list[bool] = []
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
+import numpy.typing as npt
 
 from wherever.engine.cache import read
 from wherever.engine.cache import write as keep
@@ -171,8 +172,12 @@ class Compiled:
         self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
 
     def __call__(self, *addresses: int) -> None:
-        """Run on the arrays at these addresses."""
+        """Run on the arrays at these addresses, which have to be there until it returns."""
         self._call(*addresses)
+
+    def on(self, *arrays: npt.NDArray[Any]) -> None:
+        """Run on these arrays, whoever else may know them: they live until it returns."""
+        self._call(*(array.ctypes.data for array in arrays))
 
 
 _numbers = itertools.count()
