@@ -20,8 +20,7 @@ from wherever import ndimage, signal
 # What SciPy's tests ask for and we do otherwise, with the reason.
 EXCEPTIONS = {
     "TestFFTConvolve::test_fft_nan": "warns that NaN spreads over the whole result; here it does not spread",
-    "test_multiple_modes_sequentially": "wants the bits of one axis after the other; float64 is summed over both at once, "
-    "the last bit apart",
+    "test_multiple_modes_sequentially": "wants the bits of one axis after the other; here float64 is summed over both",
 }
 
 RUNS = {

@@ -1,11 +1,14 @@
 """Template matching: against scikit-image for one channel, against the formula for any, and what has no contrast."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import disguised, numbers
 
+from wherever import set_threads
 from wherever.find import match_template, template
 
 
@@ -129,3 +132,28 @@ def test_without_generated_kernels(monkeypatch):
     truth = match_template(image, part, mode="same")
     monkeypatch.setattr(template, "unavailable", lambda: "no LLVM here")
     np.testing.assert_allclose(match_template(image, part, mode="same"), truth, atol=1e-6)
+
+
+def test_many_at_once():
+    """Several calls, each on several threads: none of them may look at the memory of another."""
+    random = np.random.default_rng(0)
+    images = [random.random((40 + 3 * n, 50 + 7 * n)) for n in range(12)]
+    truth = [match_template(image, image[5:14, 6:17]) for image in images]
+    wrong = []
+
+    def work(order):
+        for _ in range(5):
+            for n in order:
+                if not np.array_equal(match_template(images[n], images[n][5:14, 6:17]), truth[n]):
+                    wrong.append(n)
+
+    set_threads(3)
+    try:
+        threads = [threading.Thread(target=work, args=(range(k, 12),)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        set_threads(None)
+    assert not wrong
