@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# The ordinary run draws the same examples every time, so that what fails is what was changed; WHEREVER_EXAMPLES=N draws
+# N others.
 settings.register_profile(
     "wherever",
+    derandomize="WHEREVER_EXAMPLES" not in os.environ,
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
