@@ -21,11 +21,17 @@ triple, cpu = sys.argv[1:]
 elsewhere = module.Target(triple, cpu)
 written = {}
 
+class Silent:
+    def __call__(self, *addresses):
+        pass
+
+    on = __call__
+
 def compiled(write, **parameters):
     kernel = write(elsewhere, **parameters)
     if kernel.name not in written:
         written[kernel.name] = elsewhere.emit(kernel)[:4] == b"\\x7fELF"
-    return lambda *addresses: None
+    return Silent()
 
 module.host, module.compiled, module.unavailable = lambda: elsewhere, compiled, lambda: None
 
