@@ -532,11 +532,12 @@ class FourierChannelsPrepared:
             forward(*addresses, *x_tables.addresses, sizes.ctypes.data)
             return True
 
-        def multiply(span: range) -> bool:
+        def multiply(span: range, some: range) -> bool:
+            """The products at some frequencies, of some groups of pairs."""
             numbers = [
                 span.start,
                 span.stop,
-                groups,
+                len(some),
                 p.group_in,
                 self.blocks,
                 self.g_frequency,
@@ -544,11 +545,12 @@ class FourierChannelsPrepared:
                 m_frequency,
             ]
             sizes = np.array(numbers, np.int64)
+            first = some.start * tiling.rows * 2  # spectra before those of the first pair
             for group in range(p.groups):
                 product(
-                    z.ctypes.data + group * p.group_in * size,
+                    z.ctypes.data + (first * self.x_pixel + group * p.group_in) * size,
                     self.weight.ctypes.data + group * self.panel * size,
-                    m.ctypes.data + group * p.group_out * size,
+                    m.ctypes.data + (first * self.m_pixel + group * p.group_out) * size,
                     self.mirrored.ctypes.data,
                     sizes.ctypes.data,
                 )
@@ -563,8 +565,19 @@ class FourierChannelsPrepared:
             inverse(*addresses, *y_tables.addresses, sizes.ctypes.data)
             return not np.isnan(odd).any()
 
+        every = range(len(self.mirrored))
+        if groups >= threads > 1 and self.weight.nbytes <= z.nbytes + m.nbytes:
+            # Each thread from x to y: what another one wrote would come from its caches.
+            def whole(some: range) -> bool:
+                pair = range(some.start * tiling.rows, min(some.stop * tiling.rows, pairs))
+                transform(range(x.shape[1]), pair)
+                multiply(every, some)
+                return transform_back(range(y.shape[1]), pair)
+
+            return self._all(whole, [(some,) for some in run.pieces(groups, 1, threads)], threads)
         self._all(transform, self._shares(x.shape[1], lanes, pairs, threads), threads)
-        self._all(multiply, [(span,) for span in run.pieces(len(self.mirrored), 1, threads * _SHARES)], threads)
+        spans = run.pieces(len(every), 1, threads * _SHARES)
+        self._all(multiply, [(span, range(groups)) for span in spans], threads)
         return self._all(transform_back, self._shares(y.shape[1], lanes, pairs, threads), threads)
 
     def _pitch(self, pairs: int, pixel: int) -> int:
