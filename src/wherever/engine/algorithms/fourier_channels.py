@@ -43,6 +43,7 @@ _MOST_PLACES = 4096  # of a tile: its workspace stays in the second cache
 _SPECTRA_BYTES = 16 << 20  # of the tiles of a part, transformed, and of their products
 _PART_BYTES = 4 << 20  # of the input of a part
 _WEIGHT_BYTES = 64 << 20  # that the kernel's spectrum may take, or as much as 16 times the kernel
+_WORTH_SHARING = 2e-3  # seconds, estimated, from which on threads share a phase: they wait for each other's caches
 _SHARES = 4  # of the work of a part, for each thread
 # How much longer a pass over a tile takes than one of Winograd's transforms: frequencies of spectra lie far apart.
 _PASS = 4.0
@@ -575,6 +576,7 @@ class FourierChannelsPrepared:
                 return transform_back(range(y.shape[1]), pair)
 
             return self._all(whole, [(some,) for some in run.pieces(groups, 1, threads)], threads)
+        threads = threads if tiling.seconds > _WORTH_SHARING else 1
         self._all(transform, self._shares(x.shape[1], lanes, pairs, threads), threads)
         spans = run.pieces(len(every), 1, threads * _SHARES)
         self._all(multiply, [(span, range(groups)) for span in spans], threads)
