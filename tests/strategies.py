@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from hypothesis import strategies as st
 
 from wherever import reference
+from wherever.engine.algorithms import Im2col
 from wherever.problem import ConvProblem
 
 FLOATS = ("float32", "float64", "complex64", "complex128")
@@ -86,6 +89,28 @@ def problems(draw, directions=("forward", "transpose", "weight_gradient"), dtype
     )
 
 
+@st.composite
+def layer(draw, batches, groups, group_in, group_out, kernel, stride, dilation, larger, dtypes):
+    """A layer with these channels and this kernel, on images up to so much larger than the kernel, of any boundary."""
+    spatial = len(kernel)
+    extent = tuple((r - 1) * d + 1 for r, d in zip(kernel, dilation, strict=True))
+    size = tuple(e + draw(st.integers(0, larger[spatial])) for e in extent)
+    boundary = draw(st.sampled_from(BOUNDARIES))
+    layout = draw(st.sampled_from(["channels_first", "channels_last", "channels_last"]))
+    batch, channels = draw(st.integers(1, batches)), groups * group_in
+    return ConvProblem.from_shapes(
+        (batch, channels, *size) if layout == "channels_first" else (batch, *size, channels),
+        (groups * group_out, group_in, *kernel),
+        dtype=draw(st.sampled_from(dtypes)),
+        stride=stride,
+        padding=draw(st.sampled_from([0, 1, "same", tuple((e - 1, 0) for e in extent), ((0, 2),) * spatial])),
+        dilation=dilation,
+        groups=groups,
+        boundary=2.5 if boundary == "number" else boundary,
+        layout=layout,
+    )
+
+
 def numbers(shape, dtype, seed=0):
     """Random numbers of one scale, of any dtype."""
     random, dtype = np.random.default_rng(seed), np.dtype(dtype)
@@ -138,6 +163,14 @@ def expected(problem, source, operand):
         "weight_gradient": reference.weight_gradient,
     }[problem.direction]
     return function(problem, source, operand)
+
+
+def summed(problem, source, operand, bias=None):
+    """The result in a wider type (float64 by BLAS, which the tests of all algorithms hold against the reference)."""
+    wide = dataclasses.replace(problem, dtype=np.dtype("float64"))
+    truth = np.empty(problem.result_shape)
+    Im2col().prepare(wide, operand, bias).run(source, truth, 1)
+    return truth
 
 
 def assert_close(result, truth, dtype, least=0):

@@ -1,15 +1,14 @@
 """Depthwise layers with many channels and places: tiles and their tails, runs of columns, alignment, threads."""
 
-import dataclasses
 import threading
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import BOUNDARIES, assert_close, disguised, numbers
+from strategies import BOUNDARIES, assert_close, disguised, numbers, summed
 
-from wherever.engine.algorithms import Depthwise, DepthwiseGradient, Im2col
+from wherever.engine.algorithms import Depthwise, DepthwiseGradient
 from wherever.problem import ConvProblem
 
 
@@ -40,14 +39,6 @@ def layers(draw):
     )
 
 
-def computed(problem, source, operand, bias=None):
-    """The result in a wider type (float64 by BLAS, which the tests of all algorithms hold against the reference)."""
-    wide = dataclasses.replace(problem, dtype=np.dtype("float64"))
-    truth = np.empty(problem.result_shape)
-    Im2col().prepare(wide, operand, bias).run(source, truth, 1)
-    return truth
-
-
 def from_byte(a, byte):
     """A copy that begins so many bytes behind a line of the cache."""
     memory = np.zeros(a.nbytes + 128, np.uint8)
@@ -69,7 +60,7 @@ def test_layers_agree_with_matrix_products(problem, seed):
     results = [np.empty(problem.result_shape, problem.dtype) for _ in range(2)]
     for threads, out in zip((1, 3), results, strict=True):
         prepared.run(given_source, out, threads)
-    assert_close(results[0], computed(problem, source, operand, bias), problem.dtype)
+    assert_close(results[0], summed(problem, source, operand, bias), problem.dtype)
     np.testing.assert_array_equal(*results)
 
 
@@ -88,7 +79,7 @@ def test_memory_that_begins_anywhere_in_a_line(direction, channels, stride):
         direction=direction,
     )
     source, operand = numbers(problem.source_shape, "float32"), numbers(problem.operand_shape, "float32", 1)
-    truth = computed(problem, source, operand)
+    truth = summed(problem, source, operand)
     algorithm = Depthwise() if direction == "forward" else DepthwiseGradient()
     prepared = algorithm.prepare(problem, from_byte(operand, 4))
     for byte in (0, 4, 16, 60, 2, 0):
@@ -121,4 +112,4 @@ def test_one_prepared_layer_in_several_threads(direction):
     for thread in threads:
         thread.join()
     for source, out in zip(sources, results, strict=True):
-        assert_close(out, computed(problem, source, operand), "float32")
+        assert_close(out, summed(problem, source, operand), "float32")

@@ -1,14 +1,12 @@
 """Direct summation with many channels and many tiles: whole vectors and their tails, borders, chunks, threads."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import BOUNDARIES, assert_close, disguised, numbers
+from strategies import assert_close, disguised, layer, numbers, summed
 
-from wherever.engine.algorithms import Direct, Im2col, direct
+from wherever.engine.algorithms import Direct, direct
 from wherever.problem import ConvProblem
 
 
@@ -23,30 +21,8 @@ def layers(draw):
     groups = draw(st.sampled_from([1, 1, 1, 2, 5]))
     group_in, group_out = draw(st.integers(1, 70)), draw(st.integers(1, 70))
     kernel, stride, dilation = each(1, 4), each(1, 3), each(1, 3)
-    extent = tuple((r - 1) * d + 1 for r, d in zip(kernel, dilation, strict=True))
-    size = tuple(e + draw(st.integers(0, {1: 300, 2: 40, 3: 12}[spatial])) for e in extent)
-    boundary = draw(st.sampled_from(BOUNDARIES))
-    layout = draw(st.sampled_from(["channels_first", "channels_last", "channels_last"]))
-    batch, channels = draw(st.integers(1, 2)), groups * group_in
-    return ConvProblem.from_shapes(
-        (batch, channels, *size) if layout == "channels_first" else (batch, *size, channels),
-        (groups * group_out, group_in, *kernel),
-        dtype=draw(st.sampled_from(["float32", "float32", "float64"])),
-        stride=stride,
-        padding=draw(st.sampled_from([0, 1, "same", tuple((e - 1, 0) for e in extent), ((0, 2),) * spatial])),
-        dilation=dilation,
-        groups=groups,
-        boundary=2.5 if boundary == "number" else boundary,
-        layout=layout,
-    )
-
-
-def summed(problem, x, w, bias=None):
-    """The result in a wider type (float64 by BLAS, which the tests of all algorithms hold against the reference)."""
-    wide = dataclasses.replace(problem, dtype=np.dtype("float64"))
-    truth = np.empty(problem.y_shape)
-    Im2col().prepare(wide, w, bias).run(x, truth, 1)
-    return truth
+    larger, dtypes = {1: 300, 2: 40, 3: 12}, ["float32", "float32", "float64"]
+    return draw(layer(2, groups, group_in, group_out, kernel, stride, dilation, larger, dtypes))
 
 
 @settings(max_examples=settings().max_examples)

@@ -1,14 +1,12 @@
 """Winograd's tiles with many channels: whole vectors and tails, dilation and strides, borders, parts, threads."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import BOUNDARIES, assert_close, disguised, numbers
+from strategies import assert_close, disguised, layer, numbers, summed
 
-from wherever.engine.algorithms import Im2col, Winograd, winograd
+from wherever.engine.algorithms import Winograd, winograd
 from wherever.problem import ConvProblem
 
 
@@ -23,30 +21,8 @@ def layers(draw):
         kernel.append(draw(st.sampled_from([1, 2, 3, 3, 4, 5, 7] if spatial < 3 else [1, 2, 3])))
         stride.append(draw(st.sampled_from([1, 1, 2, 2, 3])))
         dilation.append(draw(st.sampled_from([1, 1, stride[-1], 2 * stride[-1], 5 * stride[-1]])))
-    extent = tuple((r - 1) * d + 1 for r, d in zip(kernel, dilation, strict=True))
-    size = tuple(e + draw(st.integers(0, {1: 200, 2: 30, 3: 9}[spatial])) for e in extent)
-    boundary = draw(st.sampled_from(BOUNDARIES))
-    layout = draw(st.sampled_from(["channels_first", "channels_last", "channels_last"]))
-    batch, channels = draw(st.integers(1, 3)), groups * group_in
-    return ConvProblem.from_shapes(
-        (batch, channels, *size) if layout == "channels_first" else (batch, *size, channels),
-        (groups * group_out, group_in, *kernel),
-        dtype=draw(st.sampled_from(["float32", "float32", "float64"])),
-        stride=stride,
-        padding=draw(st.sampled_from([0, 1, "same", tuple((e - 1, 0) for e in extent), ((0, 2),) * spatial])),
-        dilation=dilation,
-        groups=groups,
-        boundary=2.5 if boundary == "number" else boundary,
-        layout=layout,
-    )
-
-
-def summed(problem, x, w, bias=None):
-    """The result in a wider type (float64 by BLAS, which the tests of all algorithms hold against the reference)."""
-    wide = dataclasses.replace(problem, dtype=np.dtype("float64"))
-    truth = np.empty(problem.y_shape)
-    Im2col().prepare(wide, w, bias).run(x, truth, 1)
-    return truth
+    larger, dtypes = {1: 200, 2: 30, 3: 9}, ["float32", "float32", "float64"]
+    return draw(layer(3, groups, group_in, group_out, kernel, stride, dilation, larger, dtypes))
 
 
 @given(problem=layers(), seed=st.integers(0, 1000), part_bytes=st.sampled_from([2 << 20, 20000, 3000]))

@@ -41,7 +41,7 @@ def test_tiles(name, layout, dtype, monkeypatch):
             monkeypatch.setattr(winograd_gradient, "_ROUNDS", {"f": 2, "d": 1})
             monkeypatch.setattr(winograd_gradient, "_PART_BYTES", 5000)
             monkeypatch.setattr(winograd_gradient, "_SUM_BYTES", 20000)
-        tiles = winograd_gradient._tiles(problem)
+        tiles = winograd_gradient.allowed_tiles(problem)
         for tile in tiles[:: -(-len(tiles) // 4)]:
             tiling = winograd_gradient._tiling(problem, Machine(), tile)
             prepared = winograd_gradient.WinogradGradientPrepared(problem, y, tiling)

@@ -60,12 +60,7 @@ class Winograd(Algorithm):
             return "tiles overlap where there is no dilation, or where it is a multiple of the stride"
         if math.prod(map(len, phase_taps(problem))) > _MOST_PHASES:
             return f"adds up to {_MOST_PHASES} phases of a stride"
-        if not 1 <= _dimensions(problem) <= 3:
-            return f"transforms 1 to 3 dimensions, not {_dimensions(problem)}"
-        if not _tiles(problem):
-            kernel = "x".join(map(str, problem.kernel))
-            return f"a kernel of {kernel} needs transforms that are too large, or that round too much"
-        return None
+        return refuses_tiles(problem)
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """The cost of the best tiles."""
@@ -88,19 +83,25 @@ class Winograd(Algorithm):
         return WinogradPrepared(as_forward(problem), forward_weights(problem, operand), bias)
 
 
-def _tiles(problem: ConvProblem) -> list[tuple[int, ...]]:
+def refuses_tiles(problem: ConvProblem) -> str | None:
+    """Why no tile of a problem can be transformed, in words; None if one can."""
+    dimensions = sum(r > 1 for r in _taps(problem))
+    if not 1 <= dimensions <= 3:
+        return f"transforms 1 to 3 dimensions, not {dimensions}"
+    if not allowed_tiles(problem):
+        kernel = "x".join(map(str, problem.kernel))
+        return f"a kernel of {kernel} needs transforms that are too large, or that round too much"
+    return None
+
+
+def allowed_tiles(problem: ConvProblem) -> list[tuple[int, ...]]:
     """The tiles that the promise about errors, and memory, allow."""
-    dimensions = _dimensions(problem)
+    dimensions = sum(r > 1 for r in _taps(problem))
     most = _MOST_POINTS[working_dtype(problem.dtype).char][dimensions]
     options = [[1] if r == 1 else [m for m in _TILES if m + r - 1 <= most] for r in _taps(problem)]
     return [
-        tile for tile in itertools.product(*options) if math.prod(_points(problem, tile)) <= _MOST_OF_ALL[dimensions]
+        tile for tile in itertools.product(*options) if math.prod(points_of(problem, tile)) <= _MOST_OF_ALL[dimensions]
     ]
-
-
-def _dimensions(problem: ConvProblem) -> int:
-    """How many dimensions are transformed."""
-    return sum(r > 1 for r in _taps(problem))
 
 
 def phase_taps(problem: ConvProblem) -> list[list[int]]:
@@ -170,11 +171,12 @@ class Tiling:
 @functools.lru_cache(maxsize=512)
 def best_tiling(problem: ConvProblem, machine: Machine) -> Tiling:
     """The cheapest tiles."""
-    tilings = (_tiling(problem, machine, tile) for tile in _tiles(problem))
+    tilings = (_tiling(problem, machine, tile) for tile in allowed_tiles(problem))
     return min(tilings, key=lambda tiling: tiling.seconds)
 
 
-def _points(problem: ConvProblem, tile: tuple[int, ...]) -> tuple[int, ...]:
+def points_of(problem: ConvProblem, tile: tuple[int, ...]) -> tuple[int, ...]:
+    """Points that a tile is transformed to, in each dimension."""
     return tuple(m + r - 1 for m, r in zip(tile, _taps(problem), strict=True))
 
 
@@ -193,7 +195,7 @@ def _pixel(channels: int, lanes: int) -> int:
 def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Tiling:
     dtype = working_dtype(problem.dtype)
     lanes, size = host().lanes(dtype.name), dtype.itemsize
-    points = math.prod(_points(problem, tile))
+    points = math.prod(points_of(problem, tile))
     work, phases = _work(problem, tile), math.prod(map(len, phase_taps(problem)))
     v_pixel, m_pixel = _v_pixel(problem, lanes), _pixel(problem.group_out, lanes)
     tile_bytes = points * (v_pixel + m_pixel) * size
@@ -419,7 +421,7 @@ class WinogradPrepared:
         self.tiling = tiling = tiling or best_tiling(p, Machine())
         name = self.dtype.name
         self.lanes = lanes = host().lanes(name)
-        points, phases = _points(p, tiling.tile), phase_taps(p)
+        points, phases = points_of(p, tiling.tile), phase_taps(p)
         self.points = math.prod(points)
         self.phases: Phases = tuple(
             itertools.product(*([(q, r < taps[0]) for q, r in enumerate(taps)] for taps in phases))

@@ -16,18 +16,23 @@ from wherever.engine.algorithms.blockwise import channels_first
 from wherever.engine.algorithms.forward import refuses_sums
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.weight_gradient import OuterPrepared, store_taps
-from wherever.engine.algorithms.winograd import Part, phase_taps, tiled, tiles_along, y_steps
+from wherever.engine.algorithms.winograd import (
+    Part,
+    allowed_tiles,
+    phase_taps,
+    points_of,
+    refuses_tiles,
+    tiled,
+    tiles_along,
+    y_steps,
+)
 from wherever.engine.blocks import last_axes
 from wherever.engine.copies import assign, readable
 from wherever.engine.kernels.compile import compiled, host
-from wherever.engine.kernels.cook_toom import MOST_POINTS
 from wherever.engine.kernels.winograd_gradient import winograd_gradient
 from wherever.engine.machine import Machine, wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
 
-_TILES = (2, 3, 4, 6)  # places of y in a tile along one dimension that are considered
-_MOST_POINTS = {"f": {1: MOST_POINTS, 2: 6, 3: 6}, "d": {1: 6, 2: 6, 3: 6}}  # along one dimension: errors multiply
-_MOST_OF_ALL = {1: MOST_POINTS, 2: 36, 3: 144}  # of all dimensions together
 _TOGETHER = {"f": 128, "d": 64}  # tiles that are summed in one go, at most
 _FEWEST = 48  # such tiles, so that the transform of their sums costs little
 _ROUNDS = {"f": 32, "d": 16}  # such sums that are added up in the type of the numbers, before a wider one
@@ -53,12 +58,7 @@ class WinogradGradient(Algorithm):
             return refusal
         if any(len(taps) > 1 for taps in phase_taps(problem)):
             return "tiles overlap where the dilation is a multiple of the stride"
-        if not 1 <= _dimensions(problem) <= 3:
-            return f"transforms 1 to 3 dimensions, not {_dimensions(problem)}"
-        if not _tiles(problem):
-            kernel = "x".join(map(str, problem.kernel))
-            return f"a kernel of {kernel} needs transforms that are too large, or that round too much"
-        return None
+        return refuses_tiles(problem)
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """The cost of the best tiles."""
@@ -77,28 +77,10 @@ class WinogradGradient(Algorithm):
         return WinogradGradientPrepared(problem, operand)
 
 
-def _dimensions(problem: ConvProblem) -> int:
-    """How many dimensions are transformed."""
-    return sum(r > 1 for r in problem.kernel)
-
-
-def _tiles(problem: ConvProblem) -> list[tuple[int, ...]]:
-    """The tiles that the promise about errors, and memory, allow."""
-    dimensions = _dimensions(problem)
-    most = _MOST_POINTS[working_dtype(problem.dtype).char][dimensions]
-    options = [[1] if r == 1 else [m for m in _TILES if m + r - 1 <= most] for r in problem.kernel]
-    tiles = itertools.product(*options)
-    return [tile for tile in tiles if math.prod(_points(problem, tile)) <= _MOST_OF_ALL[dimensions]]
-
-
 def _count(p: ConvProblem, tile: tuple[int, ...]) -> int:
     """How many tiles there are."""
     axes = zip(p.output, tile, y_steps(p), strict=True)
     return p.batch * math.prod(tiles_along(*axis) for axis in axes)
-
-
-def _points(problem: ConvProblem, tile: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(m + r - 1 for m, r in zip(tile, problem.kernel, strict=True))
 
 
 @dataclass(frozen=True)
@@ -129,13 +111,13 @@ class Tiling:
 @functools.lru_cache(maxsize=512)
 def best_tiling(problem: ConvProblem, machine: Machine) -> Tiling:
     """The cheapest tiles."""
-    return min((_tiling(problem, machine, tile) for tile in _tiles(problem)), key=lambda tiling: tiling.seconds)
+    return min((_tiling(problem, machine, tile) for tile in allowed_tiles(problem)), key=lambda tiling: tiling.seconds)
 
 
 def _tiling(p: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Tiling:
     dtype = working_dtype(p.dtype)
     lanes, size, registers = host().lanes(dtype.name), dtype.itemsize, host().registers
-    points = math.prod(_points(p, tile))
+    points = math.prod(points_of(p, tile))
     tiles = _count(p, tile)
     x_vectors, y_vectors = -(-p.group_in // lanes), -(-p.group_out // lanes)
     rows = min(lanes, 8 if registers > 16 else 4)
@@ -190,7 +172,7 @@ class WinogradGradientPrepared:
         self.operand = channels_first(problem, operand)
         self.dtype: np.dtype[Any] = working_dtype(p.dtype)
         self.lanes = host().lanes(self.dtype.name)
-        self.points = math.prod(_points(p, tiling.tile))
+        self.points = math.prod(points_of(p, tiling.tile))
         self.across, self.blocks = -(-p.in_channels // self.lanes), -(-p.out_channels // tiling.rows)
         self.kernel = compiled(
             winograd_gradient,
