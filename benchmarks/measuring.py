@@ -15,6 +15,7 @@ _TOLERANCE = {"float32": 5e-5, "float64": 1e-11, "uint8": 2e-2}
 _SAMPLE = 2e-3  # seconds that one sample takes at least, by repeating what is shorter
 _PATIENCE = 8.0  # seconds that one call of a peer may take
 _SLOW = 2.0  # seconds spent on a contender after which 3 samples are enough
+_ENOUGH = 5.0  # seconds of a first call after which it is the only sample
 
 
 @dataclass
@@ -58,6 +59,7 @@ def measure(case: Case, *, layout: str, threads: int, rounds: int, by_measuring:
     numbers = operands_of(case)
     row = Row(case, algorithm_of(case, layout), {})
     running: list[Contender] = []
+    once: dict[str, list[float]] = {}
     truth, scale = None, 1.0
     with inference():
         try:
@@ -66,7 +68,10 @@ def measure(case: Case, *, layout: str, threads: int, rounds: int, by_measuring:
                 if predicted > _PATIENCE:
                     row.left_out[contender.name] = f"would take {predicted:.0f} s or more"
                     continue
-                result = contender.array(contender.run())
+                start = time.perf_counter()
+                result = contender.run()
+                seconds = time.perf_counter() - start
+                result = contender.array(result)
                 if truth is None:
                     truth = np.array(result)
                     scale = float(np.abs(truth).max()) or 1.0
@@ -74,12 +79,15 @@ def measure(case: Case, *, layout: str, threads: int, rounds: int, by_measuring:
                     row.left_out[contender.name] = "has another result"
                     row.wrong = True
                     continue
-                running.append(contender)
+                if seconds < _ENOUGH or not running:
+                    running.append(contender)
+                else:
+                    once[contender.name] = [seconds]
         except NotImplementedError as missing:
             return str(missing)
-        if len(running) < 2:
+        if len(running) + len(once) < 2:
             return "no peer is here: " + ", ".join(f"{name} {why}" for name, why in row.left_out.items())
-        times = _in_turns(running, rounds)
+        times = _in_turns(running, rounds) | once
     row.times = {name: statistics.median(each) for name, each in times.items()}
     return row
 
