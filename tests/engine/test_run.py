@@ -52,6 +52,24 @@ def test_a_forked_child_convolves():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork on Windows")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_writes_to_no_memory_of_its_parent():
+    count, dtype = 1 << 19, np.dtype(np.float64)
+    arrays = [*run.workspace("test", count, dtype=dtype), run.fresh(count, dtype), run.unwritten(count, dtype)]
+    for array in arrays:
+        array[:] = 1
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        try:
+            for array in arrays:
+                array[:] = 2
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert all((array == 1).all() for array in arrays)
+
+
 def test_memory_is_taken_over_when_its_arrays_are_gone():
     count, dtype = 1 << 16, np.dtype(np.float64)
     first = run.unwritten(count, dtype)

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import mmap
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -104,7 +105,7 @@ def unwritten(count: int, dtype: np.dtype[Any]) -> Array:
         if size <= len(pages) <= 2 * size and _left.pop(key, None) is not None:
             break
     else:
-        pages = mmap.mmap(-1, size)
+        pages = _pages(size)
     memory = np.frombuffer(pages, np.uint8)
     weakref.finalize(memory, _leave, pages).atexit = False
     return memory[:size].view(dtype)
@@ -123,9 +124,16 @@ def _leave(pages: mmap.mmap) -> None:
             _left.pop(key, None)
 
 
+def _pages(size: int) -> mmap.mmap:
+    """Memory of this process alone. By `mmap`'s own default a forked child would write where its parent computes."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
 def _fresh(size: int) -> npt.NDArray[np.uint8]:
     size = -(-(size + 64) // _HUGE) * _HUGE
-    pages = mmap.mmap(-1, size + _HUGE)
+    pages = _pages(size + _HUGE)
     if hasattr(pages, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)
