@@ -404,6 +404,9 @@ def one_place(shape):
         (lambda: ops.conv_input_gradient(X, W, (2, 3, -8, 8)), ValueError, "x_shape: -8 is too small"),
         (lambda: ops.conv_weight_gradient(X, X, (4, 3, 3.0, 3)), TypeError, "w_shape: expected an integer, got 3.0"),
         (lambda: ops.correlate([1.0], [1.0], ["full"]), ValueError, "mode: .'full'. is unknown"),
+        (lambda: ops.correlate([1.0], [1.0], np.arange(2)), ValueError, "mode: array.* is unknown"),
+        (lambda: ops.plan((3, 8, 8), W.shape, precision=np.arange(2)), ValueError, "precision: array.* is unknown"),
+        (lambda: ops.conv_transpose(X, W[:3], dilation=2**40), ValueError, "dilation: .* makes an array of shape"),
     ],
 )
 def test_bad_arguments_are_named(call, error, message):
@@ -411,7 +414,18 @@ def test_bad_arguments_are_named(call, error, message):
         call()
 
 
+def test_integers_of_many_bits_lie_outside_floats():
+    x, w = np.ones((1, 5), np.float32), np.ones((1, 1, 3), np.float32)
+    np.testing.assert_array_equal(
+        ops.conv(x, w, padding=1, boundary=2**100), ops.conv(x, w, padding=1, boundary=2.0**100)
+    )
+
+
 # The plan.
+
+
+def test_results_beyond_all_memory_are_planned_at_once():
+    assert ops.plan((2, 4, 9, 8), (6, 4, 3, 3), padding=((2**47, 2**47), (0, 0))).problem.output[0] == 2**48 + 7
 
 
 def test_a_plan_explains_itself():

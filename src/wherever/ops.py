@@ -841,8 +841,7 @@ def _turned(problem: ConvProblem, direction: Literal["forward", "weight_gradient
 
 def _pair(a: npt.ArrayLike, v: npt.ArrayLike, mode: str) -> tuple[Array, Array]:
     a, v = _array("a", a), _array("v", v)
-    if mode not in MODES:
-        raise ValueError(f"mode: {mode!r} is unknown; possible are {', '.join(map(repr, MODES))}")
+    one_of("mode", mode, MODES)
     if a.ndim != v.ndim or a.ndim == 0:
         raise ValueError(f"v: {v.ndim} dimensions and a: {a.ndim}; both must have the same number, at least one")
     if a.size == 0 or v.size == 0:

@@ -133,6 +133,8 @@ class ConvProblem:
         boundary = checked_boundary(boundary)
         if not isinstance(boundary, str) and with_boundary(number_type, boundary) != number_type:
             raise TypeError(f"boundary: {boundary!r} does not fit into {number_type}; choose a wider dtype")
+        if type(boundary) is int and number_type.kind in "fc" and abs(boundary) > 1 << 53:
+            boundary = float(boundary)  # NumPy takes integers of more than 64 bits for objects
         if isinstance(boundary, str):
             for dim, (n, (before, after)) in enumerate(zip(size, pairs, strict=True)):
                 if n == 0 and (before or after):
@@ -231,7 +233,8 @@ class ConvProblem:
             dtype=checked_dtype("dtype", _dtype(dtype)),
             direction="transpose",
         )
-        return problem._of_possible_size("stride", stride)
+        larger = ("dilation", dilation) if max(dilation) > max(stride) else ("stride", stride)
+        return problem._of_possible_size(*larger)
 
     def _of_possible_size(self, name: str, given: object) -> ConvProblem:
         """Return the problem itself; raise ValueError, naming an argument, if no array could hold x or y."""
@@ -394,7 +397,7 @@ def checked_boundary(boundary: Boundary) -> Boundary:
 
 def with_boundary(dtype: np.dtype[Any], boundary: Boundary) -> np.dtype[Any]:
     """NumPy's type of an array of ``dtype`` with a number around it; ValueError for integers out of its range."""
-    if isinstance(boundary, int) and abs(boundary) >= 1 << 1024:
+    if isinstance(boundary, int) and abs(boundary) >= 1 << 1023:
         raise ValueError(f"boundary: an integer of {boundary.bit_length()} bits fits into no type of numbers")
     if isinstance(boundary, complex) and dtype.kind != "c":
         return np.result_type(dtype, np.complex64)

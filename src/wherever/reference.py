@@ -80,7 +80,7 @@ def _padded(problem: ConvProblem, x: Array, outside: complex | None = None) -> A
         x = x.astype(np.result_type(x, np.complex128))
     elif isinstance(value, float) and x.dtype.kind == "O":
         value = int(value)
-    return np.pad(x, widths, constant_values=value)
+    return np.pad(x, widths, constant_values=np.array(value, x.dtype if x.dtype.kind == "O" else None))
 
 
 def _wide(a: Array) -> Array:

@@ -44,6 +44,30 @@ def test_every_algorithm_agrees_with_the_reference(problem, seed):
         assert_close(out, truth, problem.dtype, least=usual)
 
 
+@given(problem=problems(dtypes=("int8", "uint16", "int32", "int64", "uint64")), seed=st.integers(0, 1000))
+def test_integers_of_the_whole_range_wrap_around(problem, seed):
+    random, info = np.random.default_rng(seed), np.iinfo(problem.dtype)
+    source, operand = (
+        random.integers(info.min, info.max, shape, problem.dtype, endpoint=True)
+        for shape in (problem.source_shape, problem.operand_shape)
+    )
+    truth = expected(problem, source, operand)
+    for algorithm in (a for a in ALGORITHMS if a.refuses(problem) is None):
+        out = np.full(problem.result_shape, 9, problem.dtype)
+        algorithm.prepare(problem, operand).run(source, out, 1)
+        assert_close(out, truth, problem.dtype)
+
+
+@pytest.mark.parametrize("direction", ["forward", "transpose", "weight_gradient"])
+def test_no_direction_warns_where_half_precision_overflows(direction):
+    problem = ConvProblem.from_shapes((1, 1, 9), (1, 1, 3), dtype="float16", padding=1, direction=direction)
+    source, operand = np.full(problem.source_shape, 6e4, "f2"), np.full(problem.operand_shape, 6e4, "f2")
+    for algorithm in (a for a in ALGORITHMS if a.refuses(problem) is None):
+        out = np.empty(problem.result_shape, problem.dtype)
+        algorithm.prepare(problem, operand).run(source, out, 1)
+        assert np.isinf(out).all(), algorithm.name
+
+
 @settings(max_examples=settings().max_examples * 2)
 @given(problem=problems(dtypes=FLOATS), seed=st.integers(0, 1000))
 def test_same_bits_for_any_number_of_threads(problem, seed):

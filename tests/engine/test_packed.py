@@ -96,6 +96,14 @@ def test_what_is_kept_is_bounded(monkeypatch):
     assert size() == before
 
 
+def test_problems_of_ever_other_sizes_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(packed, "_PROBLEMS", 5)
+    w = numbers((4, 3, 3, 3), "float32")
+    for n in range(9, 30):
+        ops.conv(np.ones((1, n, n, 3), np.float32), w, layout="channels_last")
+        assert 0 < len(packed._kept) <= 5
+
+
 def test_gradients_by_the_weights_keep_nothing():
     x = numbers((1, 3, 9, 9), "float32")
     ops.conv_weight_gradient(numbers((1, 4, 7, 7), "float32"), x, (4, 3, 3, 3))

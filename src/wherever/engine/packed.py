@@ -19,6 +19,7 @@ from wherever.problem import Array
 _LARGEST = 12 << 20  # bytes of an operand that is kept
 _MOST = 48 << 20  # bytes of all of them, and of what they were prepared to
 _ALIKE = 8  # operands of one problem
+_PROBLEMS = 512  # each has plans, tables and objects, which may be many times as large as small weights
 _AT_ONCE = 1 << 14  # bytes that are compared in one go
 _FIRST = 1 << 9  # of more, so many words are compared first: other weights differ there
 
@@ -72,7 +73,7 @@ def _keep(choice: Choice, new: _Kept) -> None:
     """The latest comes first; what was kept first makes room."""
     with _lock:
         _kept[choice] = (new, *_kept.pop(choice, ())[: _ALIKE - 1])
-        while sum(kept.size for each in _kept.values() for kept in each) > _MOST:
+        while len(_kept) > _PROBLEMS or sum(kept.size for each in _kept.values() for kept in each) > _MOST:
             oldest = next(iter(_kept))
             *rest, _ = _kept.pop(oldest)
             if rest:

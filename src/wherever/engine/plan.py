@@ -21,7 +21,7 @@ from wherever.engine.algorithms.separable import Separable, preferred
 from wherever.engine.kernels.compile import host, unavailable
 from wherever.engine.machine import Machine
 from wherever.engine.run import get_threads
-from wherever.problem import Array, ConvProblem
+from wherever.problem import Array, ConvProblem, one_of
 
 PRECISIONS = ("fast", "strict")
 
@@ -190,8 +190,7 @@ def choose(
     prepared : bool
         Whether one preparation serves many runs; False: it counts.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: {precision!r} is unknown; possible are {', '.join(map(repr, PRECISIONS))}")
+    precision = one_of("precision", precision, PRECISIONS)
     threads = threads or get_threads()
     choice = _chosen(problem, precision, threads, prepared)
     if not measure or choice.measured is not None:

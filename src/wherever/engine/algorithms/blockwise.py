@@ -124,11 +124,12 @@ def per_channel(problem: ConvProblem, bias: Array | None, dtype: np.dtype[Any]) 
 
 def store(target: Array, values: Array, bias: Array | None) -> None:
     """Write ``values + bias`` to ``target``; sums of integers come back modulo the range of their type."""
-    if bias is not None:
-        values = np.add(values, bias, out=values)
-    if target.dtype.kind in "iu" and values.dtype.kind == "f":
-        values = values.astype(np.int64)
-    elif target.dtype.kind == "b":
-        values = values != 0
-    if values is not target:
-        target[...] = values
+    with np.errstate(all="ignore"):  # what overflows becomes infinite: data, no error
+        if bias is not None:
+            values = np.add(values, bias, out=values)
+        if target.dtype.kind in "iu" and values.dtype.kind == "f":
+            values = values.astype(np.int64)
+        elif target.dtype.kind == "b":
+            values = values != 0
+        if values is not target:
+            target[...] = values

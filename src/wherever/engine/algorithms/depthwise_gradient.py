@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from wherever.engine import run
-from wherever.engine.algorithms.blockwise import channels_first
+from wherever.engine.algorithms.blockwise import channels_first, store
 from wherever.engine.algorithms.depthwise import Looked, first_channel, order, runs_of, tables
 from wherever.engine.algorithms.forward import refuses_sums
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
@@ -222,11 +222,11 @@ class DepthwiseGradientPrepared:
             if method.runs > method.rows:
                 by_channel = by_channel[:, method.places]
             if len(parts) == 1:
-                out[...] = by_channel.reshape(out.shape)
+                store(out, by_channel.reshape(out.shape), None)
                 return
             total = by_channel.astype(wide_dtype(method.dtype)) if total is None else total + by_channel
         assert total is not None
-        out[...] = total.reshape(out.shape)
+        store(out, total.reshape(out.shape), None)
 
     def _fill(self, part: Block, foot: Array, x: Array) -> None:
         """Write the footprint of a part."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import math
@@ -217,10 +218,14 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
         return foot(counts) * problem.in_channels + (outputs if first and not streamed else 0)
 
     counts, most = list(along), _PART_BYTES // size
-    for dim in range(problem.spatial):
-        while counts[dim] > 1 and held(counts) > most:
-            pieces = -(-along[dim] // counts[dim]) + 1
-            counts[dim] = min(counts[dim] - 1, -(-along[dim] // pieces))
+    for dim, whole in enumerate(along):
+
+        def fits(pieces: int, dim: int = dim, whole: int = whole) -> bool:
+            counts[dim] = -(-whole // pieces)
+            return held(counts) <= most
+
+        # The fewest equal pieces that fit, or single tiles: images of any size are planned in no time.
+        counts[dim] = -(-whole // (1 + bisect.bisect_left(range(1, whole + 1), True, key=fits)))
     images = max(1, min(problem.batch, most // held(counts))) if counts == along else 1
     parts = -(-problem.batch // images) * math.prod(-(-n // c) for n, c in zip(along, counts, strict=True))
     shape = tuple(c * step for c, step in zip(counts, steps, strict=True))
