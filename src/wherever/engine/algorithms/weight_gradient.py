@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from wherever.engine.algorithms.forward import refuses_sums
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, cut, fill_footprint, footprint, last_axes
 from wherever.engine.copies import assign, readable
+from wherever.engine.footprint import Footprint
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.weight_gradient import outer_products
 from wherever.engine.machine import Machine, longest_sum, most_sums, wide_dtype, working_dtype
@@ -52,7 +54,7 @@ class Outer(Algorithm):
         slow = 12 / min(12, p.group_in if last else p.output[-1])  # short runs
         copied = (moved * slow + 2 * math.prod(p.w_shape)) / machine.copy * dtype.itemsize / 4
         parts = -(-places // _places(p))
-        return sums + copied + p.groups * (40 + 30 * parts) * machine.call
+        return sums + copied + (10 + p.groups * 4 * parts) * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
         """Both images of one part, and the sums."""
@@ -184,16 +186,46 @@ def store_taps(out: Array, values: Array) -> None:
 
 
 class OuterPrepared:
-    """The gradient of the output, and the tables by which it meets x."""
+    """The gradient of the output, and everything about its problem that does not depend on numbers."""
 
     def __init__(self, problem: ConvProblem, operand: Array) -> None:
+        self.layout = _layout(problem)
+        self.operand = operand
+
+    @property
+    def tile(self) -> Tile:
+        """The register tile."""
+        return self.layout.tile
+
+    def run(self, source: Array, out: Array, threads: int) -> None:
+        """Compute into ``out``; see `Prepared.run`."""
+        layout, y = self.layout, self.operand
+        key = (
+            *(source.strides, y.strides, out.strides, source.dtype, y.dtype, out.dtype, threads),
+            *(source.flags.aligned, y.flags.aligned, out.flags.aligned),
+        )
+        work = layout.known.get(key) or layout.work(key, source, y, out)
+        work.run(source, y, out)
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(problem: ConvProblem) -> _Layout:
+    return _Layout(problem)
+
+
+_KNOWN, _KNOWN_PLACES = 8, 1 << 16  # memory orders, and places of a problem, whose tables are kept
+_SCRATCH_BYTES = 1 << 18  # of the copies and sums that are kept for the next call
+
+
+class _Layout:
+    """What is known of a problem: its tile, kernel and parts; and for arrays of some memory order, all tables."""
+
+    def __init__(self, problem: ConvProblem) -> None:
         self.whole = problem
-        simple = _simplified(problem)
         # Groups are problems of their own.
         self.problem = p = dataclasses.replace(
-            simple, groups=1, in_channels=problem.group_in, out_channels=problem.group_out
+            _simplified(problem), groups=1, in_channels=problem.group_in, out_channels=problem.group_out
         )
-        self.operand = channels_first(problem, operand)
         self.dtype: np.dtype[Any] = working_dtype(p.dtype)
         self.tile = tile = best_tile(p)
         self.kernel = compiled(
@@ -207,43 +239,30 @@ class OuterPrepared:
         self.width = tile.vectors * host().lanes(self.dtype.name)
         self.chunk = longest_sum(self.dtype)
         self.nowhere = np.zeros(tile.taps, np.int64)
-
-    def run(self, source: Array, out: Array, threads: int) -> None:
-        """Compute into ``out``; see `Prepared.run`."""
-        whole, p = self.whole, self.problem
-        x = channels_first(whole, source)
-        x = x[
-            (
-                ...,
-                *(
-                    slice(0, (n - 1) * s + 1, s) if _skips(whole, dim) else slice(None)
-                    for dim, (n, s) in enumerate(zip(whole.output, whole.stride, strict=True))
-                ),
-            )
+        skipped = [
+            slice(0, (n - 1) * s + 1, s) if _skips(problem, dim) else slice(None)
+            for dim, (n, s) in enumerate(zip(problem.output, problem.stride, strict=True))
         ]
-        parts = list(cut(p, _places(p)))
-        for group in range(whole.groups):
-            inputs = slice(group * p.in_channels, (group + 1) * p.in_channels)
-            outputs = slice(group * p.out_channels, (group + 1) * p.out_channels)
-            self._group(x[:, inputs], self.operand[:, outputs], out[outputs], parts, threads)
+        self.seen = (..., *skipped)
+        self.parts = list(cut(p, _places(p)))
+        self.cuts = self._cuts()
+        self.known: dict[tuple[Any, ...], _Work] = {}
 
-    def _group(self, x: Array, y: Array, out: Array, parts: list[Block], threads: int) -> None:
+    def work(self, key: tuple[Any, ...], source: Array, y: Array, out: Array) -> _Work:
+        """What there is to do for arrays like these; kept, unless its tables are large."""
+        work = _Work(self, *self.arrays(source, y, 0), out[: self.problem.out_channels], key[6])
+        if self.problem.batch * math.prod(self.problem.output) <= _KNOWN_PLACES:
+            if len(self.known) >= _KNOWN:
+                self.known.clear()
+            self.known[key] = work
+        return work
+
+    def arrays(self, source: Array, y: Array, group: int) -> tuple[Array, Array]:
+        """The images of one group, with channels first, of x only those places that are looked at."""
         p = self.problem
-        cuts = self._cuts()
-        # Output channels whose wide sums fit the memory; all of them, where no wide sums are needed.
-        step = len(cuts) - 1
-        if len(parts) > 1:
-            each = p.in_channels * p.taps * wide_dtype(self.dtype).itemsize * cuts[1]
-            step = min(step, max(1, _WIDE_BYTES // each))
-        for first in range(0, len(cuts) - 1, step):
-            some = cuts[first : first + step + 1]
-            sums = None
-            if len(parts) > 1:
-                sums = np.zeros(self._sums_shape(some[-1] - some[0]), wide_dtype(self.dtype))
-            for part in parts:
-                self._part(x, y, out, part, some, sums, threads)
-            if sums is not None:
-                self._store(out[some[0] : some[-1]], sums)
+        inputs = slice(group * p.in_channels, (group + 1) * p.in_channels)
+        outputs = slice(group * p.out_channels, (group + 1) * p.out_channels)
+        return channels_first(self.whole, source)[self.seen][:, inputs], channels_first(self.whole, y)[:, outputs]
 
     def _cuts(self) -> list[int]:
         """Where the register tiles' blocks of output channels begin, and where the last one ends."""
@@ -254,68 +273,28 @@ class OuterPrepared:
         tall = p.out_channels - blocks * (tile.rows - 1)
         return [block * tile.rows - max(0, block - tall) for block in range(blocks + 1)]
 
-    def _part(
-        self, x: Array, y: Array, out: Array, part: Block, cuts: list[int], sums: Array | None, threads: int
-    ) -> None:
-        """Sum over the places of one part: into the result if it is the only one, else added to the wide sums."""
-        p, tile, size = self.problem, self.tile, self.dtype.itemsize
-        foot = self._foot(x, part, threads)
-        seen = self._seen(y[:, cuts[0] : cuts[-1]], part, threads)
-        shape = (part.images.stop - part.images.start, *part.shape)
-        x_steps = (foot.pitches[0], *(a * s for a, s in zip(foot.pitches[1:], p.stride, strict=True)))
-        x_places, y_places = offsets(shape, x_steps), offsets(shape, seen.pitches)
-        apart = (a * d for a, d in zip(foot.pitches[1:], part.spacing, strict=True))
-        beside = tile.run != p.in_channels  # the taps of the last dimension are part of the run
-        kernel = p.kernel[:-1] if beside else p.kernel
-        x_taps = offsets(kernel, tuple(apart)[: len(kernel)])
-        tables = [x_places, y_places, x_taps, self.nowhere]
+    def passes(self) -> list[list[int]]:
+        """The cuts of output channels whose wide sums fit the memory; of all, where no wide sums are needed."""
+        step = len(self.cuts) - 1
+        if len(self.parts) > 1:
+            p = self.problem
+            each = p.in_channels * p.taps * wide_dtype(self.dtype).itemsize * self.cuts[1]
+            step = min(step, max(1, _WIDE_BYTES // each))
+        return [self.cuts[first : first + step + 1] for first in range(0, len(self.cuts) - 1, step)]
 
-        def some(span: range) -> None:
-            """The sums of some output channels."""
-            result = out[span.start : span.stop]
-            # The sums of a kernel of one place are the result, as they lie.
-            here = sums is None and p.taps == 1 and not tile.x_rows and out.dtype == self.dtype
-            if here and result.flags.c_contiguous and result.flags.aligned:
-                total = result.reshape(self._sums_shape(len(span)))
-            else:
-                (flat,) = run.workspace("sums", len(span) * tile.run * tile.taps, dtype=self.dtype)
-                total = flat.reshape(self._sums_shape(len(span)))
-            # Spans of lanes begin where blocks do.
-            offset = span.start - cuts[0]
-            if tile.x_rows:
-                offset = offset // self.width * seen.block
-            a, b, block = foot.array.ctypes.data, seen.array.ctypes.data + offset * size, seen.block
-            addresses = [table.ctypes.data for table in tables]
-            count, width = (tile.run, len(span)) if tile.x_rows else (len(span), tile.run)
-            if not tile.x_rows:
-                a, b, block = b, a, foot.block
-                addresses = [addresses[i] for i in (1, 0, 3, 2)]
-            blocks = -(-count // tile.rows)
-            tall = count - blocks * (tile.rows - 1)
-            pitches = [total.strides[axis] // size for axis in ((0, 1) if tile.x_rows else (1, 0))]
-            numbers = [len(x_places), self.chunk, tile.taps, tall, blocks - tall, width, block, *pitches]
-            sizes = np.array(numbers, np.int64)
-            self.kernel(a, b, total.ctypes.data, *addresses, sizes.ctypes.data)
-            if sums is not None:
-                added = slice(span.start - cuts[0], span.stop - cuts[0])
-                sums[(..., added) if tile.x_rows else added] += total
-            elif not np.may_share_memory(total, result):
-                self._store(result, total)
-
-        run.for_each(some, self._spans(cuts, threads), threads)
-
-    def _spans(self, cuts: list[int], threads: int) -> list[range]:
+    def spans(self, cuts: list[int], threads: int) -> list[range]:
         """Output channels in ranges whose sums stay in the cache."""
         p, blocks = self.problem, len(cuts) - 1
         each = self.dtype.itemsize * p.in_channels * p.taps * cuts[1]
         pieces = min(blocks, max(-(-blocks * each // _SUM_BYTES), threads))
         return [range(cuts[blocks * i // pieces], cuts[blocks * (i + 1) // pieces]) for i in range(pieces)]
 
-    def _sums_shape(self, channels: int) -> tuple[int, ...]:
+    def sums_shape(self, channels: int) -> tuple[int, ...]:
+        """The order in which the kernel writes the sums of so many output channels."""
         tile = self.tile
         return (tile.taps, tile.run, channels) if tile.x_rows else (channels, tile.taps, tile.run)
 
-    def _store(self, out: Array, sums: Array) -> None:
+    def store(self, out: Array, sums: Array) -> None:
         """Write the sums of some output channels to (k, C, *kernel)."""
         p, count = self.problem, len(out)
         if self.tile.x_rows:
@@ -324,71 +303,330 @@ class OuterPrepared:
             ordered = sums.reshape(count, p.taps, p.in_channels).transpose(0, 2, 1)
         store_taps(out, ordered)
 
-    def _foot(self, x: Array, part: Block, threads: int) -> _Image:
-        """The footprint of a part: where it lies, if it can be, or else copied."""
-        p, tile = self.problem, self.tile
-        x = x[part.images]
-        inside = all(a >= 0 and a + n <= m for a, n, m in zip(part.foot_start, part.foot_shape, p.size, strict=True))
-        # Several taps look at a place: then it pays to bring the channels of a register tile together.
-        few = p.taps == 1 or tile.x_rows or p.in_channels <= self.width
-        if inside and part.spacing == p.dilation and readable(x, self.dtype, 1) and few:
-            seen = x[last_axes(slice(a, a + n) for a, n in zip(part.foot_start, part.foot_shape, strict=True))]
-            if tile.run == p.in_channels or seen.strides[-1] == p.in_channels * self.dtype.itemsize:
-                return _Image.of(seen, self.width)
-        return self._copied(
-            "foot",
-            x,
-            part.foot_shape,
-            not tile.x_rows and tile.run == p.in_channels,
-            threads,
-            lambda target, given: fill_footprint(p, given, part, target),
-        )
+    def in_place(self, out: Array) -> tuple[int, int] | None:
+        """From one tap, and one output channel, to the next in the result, if the kernel can write its sums there."""
+        p, size, few = self.problem, self.dtype.itemsize, self.problem.in_channels
+        if len(self.parts) > 1 or self.tile.x_rows or out.dtype != self.dtype or not out.flags.aligned:
+            return None
+        if any(stride % size for stride in out.strides):
+            return None
+        row, channel, *taps = (stride // size for stride in out.strides)
+        axes = [(few, channel), *((n, pitch) for n, pitch in reversed(list(zip(p.kernel, taps, strict=True))))]
+        lanes, rest = (axes[:2], axes[2:]) if self.tile.run != few else (axes[:1], axes[1:])
+        if _pitch(lanes) not in (None, 1):
+            return None
+        tap = _pitch(rest)
+        return None if tap == 0 else (tap or 0, row)
 
-    def _seen(self, y: Array, part: Block, threads: int) -> _Image:
-        """The same for the outputs."""
-        y = y[part.outputs]
-        if readable(y, self.dtype, 1):
-            return _Image.of(y, self.width)
-        return self._copied("outputs", y, part.shape, self.tile.x_rows, threads, assign)
 
-    def _copied(
-        self,
-        purpose: str,
-        given: Array,
-        shape: tuple[int, ...],
-        in_blocks: bool,
-        threads: int,
-        copy: Callable[[Array, Array], None],
-    ) -> _Image:
-        """A copy with channels last; in blocks of as many channels as a register tile takes, if these are its lanes."""
-        images, channels = given.shape[:2]
-        width = min(self.width, channels) if in_blocks else channels
-        starts = range(0, channels, width)
-        (flat,) = run.workspace(purpose, len(starts) * images * math.prod(shape) * width, dtype=self.dtype)
-        blocks = np.moveaxis(flat.reshape(len(starts), images, *shape, width), -1, 2)
-        pieces = min(images, -(-threads // len(starts)))
-        cuts = [images * i // pieces for i in range(pieces + 1)]
-        work = [(start, slice(a, b)) for start in starts for a, b in itertools.pairwise(cuts)]
+def _pitch(axes: list[tuple[int, int]]) -> int | None:
+    """From one place to the next along axes (count, pitch), the fastest first; 0 if they are no single axis.
 
-        def piece(what: tuple[int, slice]) -> None:
-            start, some = what
-            part = given[some, start : start + width]
-            copy(blocks[start // width, some, : part.shape[1]], part)
+    None where there is but one place.
+    """
+    following = first = None
+    for count, pitch in axes:
+        if count == 1:
+            continue
+        if following is not None and pitch != following:
+            return 0
+        first = pitch if first is None else first
+        following = count * pitch
+    return first
 
-        run.for_each(piece, work, threads)
-        return _Image.of(blocks[0], blocks.strides[0] // self.dtype.itemsize if in_blocks else self.width)
+
+class _Image:
+    """What the kernel reads of one image in a part: it lies where it is given, or is copied with its channels last.
+
+    Attributes
+    ----------
+    pitches : tuple of int
+        By image and dimension, in elements.
+    block : int
+        From one block of channels, as wide as a register tile, to the next.
+    start : int
+        Bytes from where the given image begins to what is read, where it is not copied.
+    numbers : int
+        Of a copy; 0 where there is none.
+    """
+
+    def __init__(self, pitches: Sequence[int], block: int, start: int = 0, numbers: int = 0) -> None:
+        self.pitches, self.block, self.start, self.numbers = tuple(pitches), block, start, numbers
+        self.gathers: list[tuple[Footprint, int, int]] = []  # each with bytes from where both arrays begin
+        self.copies: list[Callable[[Array, Array], None]] = []  # of arrays that `Footprint` cannot read
+
+    def at(self, given: Callable[[], Array], address: int, copy: Array | None, begin: int, threads: int) -> int:
+        """Where it is: of an image at an address, or in memory for a copy, of which some are made."""
+        if not self.numbers:
+            return address + self.start
+        if len(self.gathers) == 1:
+            gather, source, target = self.gathers[0]
+            gather(address + source, begin + target)
+        elif self.gathers:
+            run.for_each(lambda each: each[0](address + each[1], begin + each[2]), self.gathers, threads)
+        else:
+            assert copy is not None
+            image = given()
+            run.for_each(lambda each: each(image, copy), self.copies, threads)
+        return begin
+
+
+def _in_place(given: Array, start: tuple[int, ...], block: int) -> _Image:
+    """Places from ``start`` on (of image and dimension), where they lie."""
+    strides = (given.strides[0], *given.strides[2:])
+    begin = sum(i * stride for i, stride in zip(start, strides, strict=True))
+    return _Image([stride // given.itemsize for stride in strides], block, begin)
+
+
+def _copied(
+    layout: _Layout,
+    given: Array,
+    part: Block,
+    shape: tuple[int, ...],
+    in_blocks: bool,
+    threads: int,
+    fill: Callable[[Array, Array], None] | None,
+) -> _Image:
+    """A copy of a part with channels last; in blocks of as many as a register tile takes, if these are its lanes.
+
+    ``fill`` copies images (n, channels, *places); None: the footprint in x is copied, with what lies outside.
+    """
+    p, dtype = layout.problem, layout.dtype
+    images, channels = part.images.stop - part.images.start, given.shape[1]
+    width = min(layout.width, channels) if in_blocks else channels
+    starts = range(0, channels, width)
+    each = images * math.prod(shape) * width
+    pitches = [width * math.prod(shape[axis:]) for axis in range(len(shape) + 1)]
+    copy = _Image(pitches, each if in_blocks else layout.width, 0, len(starts) * each)
+    if fill is None and readable(given, dtype, 1):
+        size = dtype.itemsize
+        image, *others = (stride // size for stride in (given.strides[0], *given.strides[2:]))
+        rows = np.arange(part.images.start, part.images.stop, dtype=np.int64) * image
+        for start in starts:
+            some = min(width, channels - start)
+            gather = Footprint(p, part, rows, tuple(others), some, width, dtype)
+            copy.gathers.append((gather, start * size, start // width * each * size))
+        return copy
+    pieces = min(images, -(-threads // len(starts)))
+    cuts = [images * i // pieces for i in range(pieces + 1)]
+    for start, (low, high) in itertools.product(starts, itertools.pairwise(cuts)):
+
+        def piece(given: Array, flat: Array, start: int = start, some: slice = slice(low, high)) -> None:
+            seen = given[part.images][some, start : start + width]
+            blocks = np.moveaxis(flat.reshape(len(starts), images, *shape, width), -1, 2)
+            target = blocks[start // width, some, : seen.shape[1]]
+            if fill is None:
+                fill_footprint(p, seen, part, target)
+            else:
+                fill(target, seen)
+
+        copy.copies.append(piece)
+    return copy
+
+
+def _of_x(layout: _Layout, x: Array, part: Block, threads: int) -> _Image:
+    """The footprint of a part."""
+    p, tile = layout.problem, layout.tile
+    inside = all(a >= 0 and a + n <= m for a, n, m in zip(part.foot_start, part.foot_shape, p.size, strict=True))
+    # Several taps look at a place: then it pays to bring the channels of a register tile together.
+    few = p.taps == 1 or tile.x_rows or p.in_channels <= layout.width
+    beside = tile.run == p.in_channels or x.strides[-1] == p.in_channels * layout.dtype.itemsize
+    if inside and part.spacing == p.dilation and readable(x, layout.dtype, 1) and few and beside:
+        return _in_place(x, (part.images.start, *part.foot_start), layout.width)
+    in_blocks = not tile.x_rows and tile.run == p.in_channels
+    return _copied(layout, x, part, part.foot_shape, in_blocks, threads, None)
+
+
+def _of_y(layout: _Layout, y: Array, part: Block, threads: int) -> _Image:
+    """The same of the outputs."""
+    if readable(y, layout.dtype, 1):
+        return _in_place(y, (part.images.start, *part.start), layout.width)
+    places = last_axes(slice(a, a + n) for a, n in zip(part.start, part.shape, strict=True))
+    fill = lambda target, given: assign(target, given[places])  # noqa: E731
+    return _copied(layout, y, part, part.shape, layout.tile.x_rows, threads, fill)
 
 
 @dataclass(frozen=True)
-class _Image:
-    """What the kernel reads: its pitches by image and dimension, and from one block of channels to the next."""
+class _Span:
+    """Some output channels of a part, which one call of the kernel sums.
 
-    array: Array
-    pitches: tuple[int, ...]
-    block: int
+    Attributes
+    ----------
+    channels : slice
+        Of the result.
+    shift : int
+        Bytes from the first output channel of the pass to these, in what the kernel reads of y.
+    sizes : array
+        That the kernel is called with.
+    target : int
+        Bytes from where the result begins, if the sums are written there.
+    """
 
-    @classmethod
-    def of(cls, array: Array, block: int) -> _Image:
-        """An array (n, channels, *places), of which neighbouring channels are neighbours in memory."""
-        size = array.itemsize
-        return cls(array, tuple(stride // size for stride in (array.strides[0], *array.strides[2:])), block)
+    channels: slice
+    shift: int
+    sizes: npt.NDArray[np.int64]
+    target: int
+
+
+class _PartWork:
+    """A part of one pass over the output channels: its images, tables and spans."""
+
+    def __init__(self, layout: _Layout, x: Array, y: Array, part: Block, cuts: list[int], threads: int) -> None:
+        p, tile = layout.problem, layout.tile
+        self.foot, self.seen = foot, seen = _of_x(layout, x, part, threads), _of_y(layout, y, part, threads)
+        shape = (part.images.stop - part.images.start, *part.shape)
+        x_steps = (foot.pitches[0], *(a * s for a, s in zip(foot.pitches[1:], p.stride, strict=True)))
+        apart = [a * d for a, d in zip(foot.pitches[1:], part.spacing, strict=True)]
+        # The taps of the last dimension may be part of the run.
+        kernel = p.kernel[:-1] if tile.run != p.in_channels else p.kernel
+        x_taps = offsets(kernel, tuple(apart)[: len(kernel)])
+        self.tables = (offsets(shape, x_steps), offsets(shape, seen.pitches), x_taps, layout.nowhere)
+        order = (0, 1, 2, 3) if tile.x_rows else (1, 0, 3, 2)
+        self.addresses = tuple(self.tables[i].ctypes.data for i in order)
+        self.places, self.cuts = len(self.tables[0]), cuts
+
+    def span(self, layout: _Layout, channels: range, written: tuple[int, int] | None) -> _Span:
+        """One call; ``written`` tells the pitches of taps and output channels in the result."""
+        tile, size, offset = layout.tile, layout.dtype.itemsize, channels.start - self.cuts[0]
+        count, width, block = len(channels), tile.run, self.foot.block
+        tap, row = written or (tile.run, tile.taps * tile.run)
+        target = channels.start * row * size if written else -1
+        if tile.x_rows:
+            offset = offset // layout.width * self.seen.block
+            count, width, block = width, count, self.seen.block
+            tap, row = tile.run * width, width
+        blocks = -(-count // tile.rows)
+        tall = count - blocks * (tile.rows - 1)
+        numbers = [self.places, layout.chunk, tile.taps, tall, blocks - tall, width, block, tap, row]
+        return _Span(slice(channels.start, channels.stop), offset * size, np.array(numbers, np.int64), target)
+
+
+class _Work:
+    """All that is done for arrays of one memory order, by so many threads.
+
+    Parameters
+    ----------
+    x, y : array (N, channels, *S)
+        Of the first group, like those that will be given.
+    out : array (K, C, *kernel)
+        The same.
+    """
+
+    def __init__(self, layout: _Layout, x: Array, y: Array, out: Array, threads: int) -> None:
+        p, size = layout.problem, layout.dtype.itemsize
+        self.layout, self.threads = layout, threads
+        groups = layout.whole.groups
+        self.steps = [
+            (g * p.in_channels * x.strides[1], g * p.out_channels * y.strides[1], g * p.out_channels * out.strides[0])
+            for g in range(groups)
+        ]
+        written = layout.in_place(out)
+        self.passes: list[tuple[list[int], list[tuple[_PartWork, list[_Span]]]]] = []
+        most = [0, 0, 0]  # numbers of a copy of x, and of y, and of the sums of one call
+        for cuts in layout.passes():
+            spans = layout.spans(cuts, threads)
+            parts = []
+            for part in layout.parts:
+                some = _PartWork(layout, x, y[:, cuts[0] : cuts[-1]], part, cuts, threads)
+                parts.append((some, [some.span(layout, channels, written) for channels in spans]))
+                sums = 0 if written else max(map(len, spans)) * layout.tile.run * layout.tile.taps
+                most = [max(a, b) for a, b in zip(most, (some.foot.numbers, some.seen.numbers, sums), strict=True)]
+            self.passes.append((cuts, parts))
+        # One piece of memory for all of them, on lines of the cache.
+        ends = [0, *itertools.accumulate(-(-number * size // 64) * 64 for number in most)]
+        self.begins, self.bytes, self.numbers = ends[:3], ends[3], most
+        self.spare: list[tuple[Array, int]] = []
+
+    def run(self, source: Array, y: Array, out: Array) -> None:
+        """Compute into ``out``."""
+        layout = self.layout
+        memory: Array | None = None
+        address = 0
+        if self.bytes:
+            memory, address = self._memory()
+        begin = (source.ctypes.data, y.ctypes.data, out.ctypes.data)
+        for group, steps in enumerate(self.steps):
+            starts = (begin[0] + steps[0], begin[1] + steps[1], begin[2] + steps[2])
+            result = out[group * layout.problem.out_channels :]
+            for cuts, parts in self.passes:
+                sums = None
+                if len(parts) > 1:
+                    sums = np.zeros(layout.sums_shape(cuts[-1] - cuts[0]), wide_dtype(layout.dtype))
+                for part, spans in parts:
+                    self._part(part, spans, (source, y), group, starts, result, sums, memory, address)
+                if sums is not None:
+                    layout.store(result[cuts[0] : cuts[-1]], sums)
+        if memory is not None and self.bytes <= _SCRATCH_BYTES:
+            self.spare.append((memory, address))
+
+    def _memory(self) -> tuple[Array, int]:
+        """Memory for copies and sums: where they are small, what an earlier call has left."""
+        if self.bytes <= _SCRATCH_BYTES:
+            with contextlib.suppress(IndexError):  # there is none, or another thread has taken it
+                return self.spare.pop()
+            memory = np.empty(self.bytes + 64, np.uint8)
+        else:
+            (memory,) = run.workspace("outer", self.bytes + 64, dtype=np.dtype(np.uint8))
+        return memory, memory.ctypes.data + -memory.ctypes.data % 64
+
+    def _view(self, memory: Array | None, address: int, number: int, count: int) -> Array:
+        """The copy of x (0) or of y (1), or the sums (2)."""
+        assert memory is not None
+        start = address + self.begins[number] - memory.ctypes.data
+        return memory[start : start + count * self.layout.dtype.itemsize].view(self.layout.dtype)
+
+    def _part(
+        self,
+        part: _PartWork,
+        spans: list[_Span],
+        given: tuple[Array, Array],
+        group: int,
+        starts: tuple[int, int, int],
+        out: Array,
+        sums: Array | None,
+        memory: Array | None,
+        address: int,
+    ) -> None:
+        """Sum over the places of one part: into the result if it is the only one, else added to the wide sums."""
+        layout, threads, first = self.layout, self.threads, part.cuts[0]
+        foot, seen = part.foot, part.seen
+        copies = [
+            self._view(memory, address, number, image.numbers) if image.copies else None
+            for number, image in enumerate((foot, seen))
+        ]
+        x = foot.at(lambda: layout.arrays(*given, group)[0], starts[0], copies[0], address + self.begins[0], threads)
+        y = seen.at(
+            lambda: layout.arrays(*given, group)[1][:, first : part.cuts[-1]],
+            starts[1] + first * layout.dtype.itemsize,  # if it is read where it lies
+            copies[1],
+            address + self.begins[1],
+            threads,
+        )
+
+        def some(span: _Span) -> None:
+            """The sums of some output channels."""
+            total: Array | None = None
+            if span.target >= 0:
+                target = starts[2] + span.target
+            else:
+                count = (span.channels.stop - span.channels.start) * layout.tile.run * layout.tile.taps
+                if threads == 1:
+                    total, target = self._view(memory, address, 2, count), address + self.begins[2]
+                else:
+                    (total,) = run.workspace("sums", count, dtype=layout.dtype)
+                    target = total.ctypes.data
+            a, b = (x, y + span.shift) if layout.tile.x_rows else (y + span.shift, x)
+            layout.kernel(a, b, target, *part.addresses, span.sizes.ctypes.data)
+            if total is None:
+                return
+            total = total.reshape(layout.sums_shape(span.channels.stop - span.channels.start))
+            if sums is not None:
+                added = slice(span.channels.start - first, span.channels.stop - first)
+                sums[(..., added) if layout.tile.x_rows else added] += total
+            else:
+                layout.store(out[span.channels], total)
+
+        if len(spans) == 1 and sums is None:
+            some(spans[0])
+        else:
+            run.for_each(some, spans, threads)
