@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from wherever.engine.algorithms.blockwise import channels_first
 from wherever.engine.algorithms.forward import refuses_sums
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, cut, fill_footprint, footprint, last_axes
-from wherever.engine.copies import assign, readable
+from wherever.engine.copies import Exchange, assign, exchanging, readable
 from wherever.engine.footprint import Footprint
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.weight_gradient import outer_products
@@ -178,11 +178,17 @@ def offsets(shape: tuple[int, ...], steps: tuple[int, ...]) -> npt.NDArray[np.in
 
 def store_taps(out: Array, values: Array) -> None:
     """Write gradients (K, C, taps), in any memory order, to an array (K, C, *kernel)."""
-    flat = out.reshape(values.shape)
-    if np.may_share_memory(flat, out):
+    flat = taps_joined(out, values.shape[2])
+    if flat is not None:
         assign(flat, values)
-    else:  # memory that does not take the taps as one axis
+    else:
         out[...] = values.reshape(out.shape)
+
+
+def taps_joined(out: Array, taps: int) -> Array | None:
+    """An array (K, C, *kernel) as (K, C, taps); None if its memory does not take the taps as one axis."""
+    flat = out.reshape(*out.shape[:2], taps)
+    return flat if np.may_share_memory(flat, out) else None
 
 
 class OuterPrepared:
@@ -294,14 +300,12 @@ class _Layout:
         tile = self.tile
         return (tile.taps, tile.run, channels) if tile.x_rows else (channels, tile.taps, tile.run)
 
-    def store(self, out: Array, sums: Array) -> None:
-        """Write the sums of some output channels to (k, C, *kernel)."""
-        p, count = self.problem, len(out)
+    def ordered(self, sums: Array) -> Array:
+        """The sums of some output channels as (k, C, taps)."""
+        p = self.problem
         if self.tile.x_rows:
-            ordered = sums.reshape(p.taps, p.in_channels, count).transpose(2, 1, 0)
-        else:
-            ordered = sums.reshape(count, p.taps, p.in_channels).transpose(0, 2, 1)
-        store_taps(out, ordered)
+            return sums.reshape(p.taps, p.in_channels, -1).transpose(2, 1, 0)
+        return sums.reshape(-1, p.taps, p.in_channels).transpose(0, 2, 1)
 
     def in_place(self, out: Array) -> tuple[int, int] | None:
         """From one tap, and one output channel, to the next in the result, if the kernel can write its sums there."""
@@ -501,6 +505,14 @@ class _PartWork:
         return _Span(slice(channels.start, channels.stop), offset * size, np.array(numbers, np.int64), target)
 
 
+class _Call(NamedTuple):
+    """A call of a kernel: pointers to places of x (0), y (1), the result (2), or copies and sums (3); and to tables."""
+
+    kernel: Callable[..., None]
+    moving: tuple[tuple[int, int], ...]
+    fixed: tuple[int, ...]
+
+
 class _Work:
     """All that is done for arrays of one memory order, by so many threads.
 
@@ -536,6 +548,38 @@ class _Work:
         ends = [0, *itertools.accumulate(-(-number * size // 64) * 64 for number in most)]
         self.begins, self.bytes, self.numbers = ends[:3], ends[3], most
         self.spare: list[tuple[Array, int]] = []
+        self.calls = self._calls(out)
+
+    def _calls(self, out: Array) -> list[_Call] | None:
+        """The calls of kernels that are all there is to do, one after the other; None if there is more."""
+        if self.threads > 1 or len(self.passes) > 1 or len(self.passes[0][1]) > 1:
+            return None
+        layout, ((_, ((part, spans),)),) = self.layout, self.passes
+        foot, seen, calls = part.foot, part.seen, []
+        if foot.copies or seen.copies:
+            return None
+        stores: list[Exchange | None] = []
+        for span in spans if spans[0].target < 0 else []:
+            count = span.channels.stop - span.channels.start
+            result = taps_joined(out[span.channels], layout.problem.taps)
+            sums = layout.ordered(np.empty(layout.sums_shape(count), layout.dtype))
+            stores.append(None if result is None else exchanging(result, sums))
+        if None in stores:
+            return None
+        for x, y, result_start in self.steps:
+            calls += [_Call(g, ((0, x + start), (3, target)), ()) for g, start, target in foot.gathers]
+            a = (3, self.begins[0]) if foot.numbers else (0, x + foot.start)
+            for number, span in enumerate(spans):
+                b = (1, y + seen.start + span.shift)
+                total = (2, result_start + span.target) if span.target >= 0 else (3, self.begins[2])
+                operands = (a, b) if layout.tile.x_rows else (b, a)
+                tables = (*part.addresses, span.sizes.ctypes.data)
+                calls.append(_Call(layout.kernel, (*operands, total), tables))
+                if span.target < 0:
+                    store, target = stores[number], result_start + span.channels.start * out.strides[0]
+                    assert store is not None
+                    calls.append(_Call(store, (total, (2, target)), ()))
+        return calls
 
     def run(self, source: Array, y: Array, out: Array) -> None:
         """Compute into ``out``."""
@@ -544,8 +588,11 @@ class _Work:
         address = 0
         if self.bytes:
             memory, address = self._memory()
-        begin = (source.ctypes.data, y.ctypes.data, out.ctypes.data)
-        for group, steps in enumerate(self.steps):
+        begin = (source.ctypes.data, y.ctypes.data, out.ctypes.data, address)
+        if self.calls is not None:
+            for kernel, moving, fixed in self.calls:
+                kernel(*[begin[which] + offset for which, offset in moving], *fixed)
+        for group, steps in enumerate(self.steps if self.calls is None else ()):
             starts = (begin[0] + steps[0], begin[1] + steps[1], begin[2] + steps[2])
             result = out[group * layout.problem.out_channels :]
             for cuts, parts in self.passes:
@@ -555,7 +602,7 @@ class _Work:
                 for part, spans in parts:
                     self._part(part, spans, (source, y), group, starts, result, sums, memory, address)
                 if sums is not None:
-                    layout.store(result[cuts[0] : cuts[-1]], sums)
+                    store_taps(result[cuts[0] : cuts[-1]], layout.ordered(sums))
         if memory is not None and self.bytes <= _SCRATCH_BYTES:
             self.spare.append((memory, address))
 
@@ -624,7 +671,7 @@ class _Work:
                 added = slice(span.channels.start - first, span.channels.stop - first)
                 sums[(..., added) if layout.tile.x_rows else added] += total
             else:
-                layout.store(out[span.channels], total)
+                store_taps(out[span.channels], layout.ordered(total))
 
         if len(spans) == 1 and sums is None:
             some(spans[0])
