@@ -425,7 +425,9 @@ def test_integers_of_many_bits_lie_outside_floats():
 
 
 def test_results_beyond_all_memory_are_planned_at_once():
-    assert ops.plan((2, 4, 9, 8), (6, 4, 3, 3), padding=((2**47, 2**47), (0, 0))).problem.output[0] == 2**48 + 7
+    plan = ops.plan((2, 4, 9, 8), (6, 4, 3, 3), padding=((2**47, 2**47), (0, 0)))
+    assert "winograd" in str(plan)
+    assert "fourier_channels" in str(plan)
 
 
 def test_a_plan_explains_itself():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,15 @@ def block_shape(problem: ConvProblem, places: int) -> tuple[int, ...]:
         longest = shape.index(max(shape))
         shape[longest] = -(-shape[longest] // 2)
     return tuple(shape)
+
+
+def fewest_pieces(whole: int, fits: Callable[[int], bool]) -> int:
+    """The length of each of the fewest equal pieces of which ``fits`` says that they fit; 1 if no pieces do.
+
+    Found by bisection: images of any size are planned in no time.
+    """
+    pieces = 1 + bisect.bisect_left(range(1, whole + 1), True, key=fits)
+    return -(-whole // pieces)
 
 
 def traffic(problem: ConvProblem, places: int) -> tuple[int, int, int]:

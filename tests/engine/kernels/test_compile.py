@@ -1,8 +1,10 @@
 """The cache of machine code: found again, never trusted when damaged or foreign, never needed."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -113,6 +115,36 @@ def test_many_processes_at_once_on_an_empty_cache(tmp_path):
     names = [path.name for path in (tmp_path / "cache" / "kernels").iterdir()]
     assert names
     assert all(len(name) == 64 for name in names)  # no temporary file is left
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on Windows")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_forked_while_another_thread_compiles_compiles_too(cache):
+    started, forked = threading.Event(), threading.Event()
+
+    def inside_llvm():
+        if threading.current_thread() is thread:
+            started.set()
+            forked.wait(0.2)
+
+    def nothing():
+        pass
+
+    thread = threading.Thread(target=module.compiled, args=(places,), kwargs=ARGUMENTS)
+    module.llvm.ffi.register_lock_callback(inside_llvm, nothing)
+    try:
+        thread.start()
+        started.wait()
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            module.llvm.ffi.unregister_lock_callback(inside_llvm, nothing)
+            signal.alarm(20)
+            os._exit(0 if works() else 1)
+        forked.set()
+    finally:
+        thread.join()
+        module.llvm.ffi.unregister_lock_callback(inside_llvm, nothing)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("name", ["nonsense", "pentium4", "bdver1"])

@@ -19,7 +19,7 @@ from wherever.engine.algorithms.forward import as_forward, forward_weights, refu
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.overlap_save import transform_length
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
-from wherever.engine.blocks import Block, fill_footprint, gather, grid, runs
+from wherever.engine.blocks import Block, fewest_pieces, fill_footprint, gather, grid, runs
 from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import Compiled, compiled, host, unavailable
 from wherever.engine.kernels.fourier_channels import (
@@ -216,10 +216,13 @@ def _tiling(problem: ConvProblem, machine: Machine, lengths: tuple[int, ...], sh
     # A part: as many tiles as may be read, and transformed, at once; whole rows of tiles, as even as possible.
     most = min(_PART_BYTES // (math.prod(shape) * padded_in * size), 2 * _SPECTRA_BYTES // pair_bytes)
     counts, most = list(along), max(1, most)
-    for dim in range(problem.spatial):
-        while counts[dim] > 1 and math.prod(counts) > most:
-            pieces = -(-along[dim] // counts[dim]) + 1
-            counts[dim] = min(counts[dim] - 1, -(-along[dim] // pieces))
+    for dim, whole in enumerate(along):
+
+        def fits(pieces: int, dim: int = dim, whole: int = whole) -> bool:
+            counts[dim] = -(-whole // pieces)
+            return math.prod(counts) <= most
+
+        counts[dim] = fewest_pieces(whole, fits)
     images = max(1, min(problem.batch, most // math.prod(counts))) if counts == along else 1
     parts = -(-problem.batch // images) * math.prod(-(-n // c) for n, c in zip(along, counts, strict=True))
     tiles = images * math.prod(counts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import itertools
 import math
@@ -18,7 +17,7 @@ from wherever.engine.algorithms.blockwise import channels_first, per_channel, st
 from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
-from wherever.engine.blocks import Block, footprint, gather, grid, last_axes, places
+from wherever.engine.blocks import Block, fewest_pieces, footprint, gather, grid, last_axes, places
 from wherever.engine.copies import assign, exchanging
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.cook_toom import MOST_POINTS
@@ -224,8 +223,7 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
             counts[dim] = -(-whole // pieces)
             return held(counts) <= most
 
-        # The fewest equal pieces that fit, or single tiles: images of any size are planned in no time.
-        counts[dim] = -(-whole // (1 + bisect.bisect_left(range(1, whole + 1), True, key=fits)))
+        counts[dim] = fewest_pieces(whole, fits)
     images = max(1, min(problem.batch, most // held(counts))) if counts == along else 1
     parts = -(-problem.batch // images) * math.prod(-(-n // c) for n, c in zip(along, counts, strict=True))
     shape = tuple(c * step for c, step in zip(counts, steps, strict=True))

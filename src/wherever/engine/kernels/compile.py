@@ -152,8 +152,9 @@ def host() -> Target:
 def unavailable() -> str | None:
     """Why no kernel can be generated here, in words; None where they can."""
     try:
-        host().lanes("float32")
-        _linker()
+        with _lock:
+            host().lanes("float32")
+            _linker()
     except (RuntimeError, OSError, NotImplementedError) as error:
         return f"LLVM cannot generate kernels here: {error}"
     return None
@@ -234,11 +235,6 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def _new_lock() -> None:
-    """A forked child may have been forked while another thread held the lock."""
-    global _lock
-    _lock = threading.RLock()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock)
+    # No child is forked while another thread is inside LLVM: it would wait for ever for locks of LLVM's and llvmlite's.
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
