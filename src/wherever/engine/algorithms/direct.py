@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import functools
 import itertools
@@ -80,7 +81,7 @@ class Direct(Algorithm):
         if problem.direction == "transpose" and not np.isfinite(operand).all():
             # An infinite weight would meet the zeros outside, and they are not there.
             return Im2colPrepared(problem, operand, bias)
-        return self.prepared(as_forward(problem), forward_weights(problem, operand), bias)
+        return _arranged(self, as_forward(problem)).with_weights(forward_weights(problem, operand), bias)
 
     # What an algorithm with another kernel does in another way.
 
@@ -229,31 +230,51 @@ _KNOWN, _KNOWN_TILES = 128, 1 << 13  # problems whose parts are kept, and tiles 
 _known_parts: dict[tuple[Any, ...], list[_Part]] = {}
 
 
+@functools.lru_cache(maxsize=512)
+def _arranged(algorithm: Direct, problem: ConvProblem) -> DirectPrepared:
+    """A problem without weights, for whichever come."""
+    return algorithm.prepared(problem)
+
+
 class DirectPrepared:
     """Weights as (groups, blocks of output channels, taps, channels, vectors * lanes)."""
 
-    def __init__(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> None:
+    weight: Array
+    bias: Array
+    operands: tuple[int, int]
+    ahead: int
+    band: int
+    _plans: dict[tuple[Any, ...], list[_Part]]
+
+    def __init__(self, problem: ConvProblem) -> None:
         self.given = problem
         self.problem = p = thinned(problem)
         steps = (s if thin else 1 for s, thin in zip(problem.stride, _thin(problem), strict=True))
         self.seen = last_axes(slice(None, None, step) for step in steps)
         self.dtype: np.dtype[Any] = working_dtype(p.dtype)
         self.arrange(problem)
-        self.weight = self.packed(operand)
-        # Weights that the cache does not hold are asked for ahead of their use, and used for as many tiles as possible.
-        streamed = self.weight.nbytes > Machine().cache // 2
-        self.ahead = 1 if streamed else 0
         # What comes from beyond the cache is asked for where sums are too short to wait for it.
         read = p.batch * math.prod(p.size) * p.in_channels * self.dtype.itemsize
         self.fetch_x, self.fetch_y = read > _STREAMED_BYTES, p.group_in * p.taps <= _FEW_TERMS
-        self.band = Machine().cache if streamed else Machine().cache // 16  # of x and y, before the next weights
-        self.bias = np.zeros((self.groups, self.blocks * self.width), self.dtype)
+        self.unbiased = np.zeros((self.groups, self.blocks * self.width), self.dtype)
+
+    def with_weights(self, operand: Array, bias: Array | None) -> DirectPrepared:
+        """The same with these weights."""
+        new = copy.copy(self)
+        new.weight = self.packed(operand)
+        # Weights that the cache does not hold are asked for ahead of their use, and used for as many tiles as possible.
+        streamed = new.weight.nbytes > Machine().cache // 2
+        new.ahead = 1 if streamed else 0
+        new.band = Machine().cache if streamed else Machine().cache // 16  # of x and y, before the next weights
+        new.bias = self.unbiased
         if bias is not None:
+            new.bias = np.zeros_like(self.unbiased)
             given = np.zeros((self.groups, self.outputs), self.dtype)
-            given.reshape(-1)[: p.out_channels] = bias
-            self.bias[:, : self.outputs] = given
-        self.operands = (self.weight.ctypes.data, self.bias.ctypes.data)
-        self._plans: dict[tuple[Any, ...], list[_Part]] = {}
+            given.reshape(-1)[: self.problem.out_channels] = bias
+            new.bias[:, : self.outputs] = given
+        new.operands = (new.weight.ctypes.data, new.bias.ctypes.data)
+        new._plans = {}
+        return new
 
     # What another kernel does in another way.
 
@@ -305,10 +326,12 @@ class DirectPrepared:
         shape = (p.groups, self.blocks, p.taps, p.group_in, self.width)
         packed = run.unwritten(math.prod(shape), self.dtype).reshape(shape)
         packed[:, -1, :, :, p.group_out - (self.blocks - 1) * self.width :] = 0
-        given = operand.astype(self.dtype, copy=False).reshape(p.groups, p.group_out, p.group_in, p.taps)
+        given = operand.astype(self.dtype, copy=False).reshape(p.groups, p.group_out, p.group_in, *p.kernel)
+        target = packed.reshape(p.groups, self.blocks, *p.kernel, p.group_in, self.width)
+        order = (*range(2, 2 + p.spatial), 1, 0)  # taps may lie apart, or backwards
         for group, block in np.ndindex(p.groups, self.blocks):
             some = given[group, block * self.width : (block + 1) * self.width]
-            assign(packed[group, block, :, :, : len(some)], some.transpose(2, 1, 0))
+            assign(target[group, block, ..., : len(some)], some.transpose(order))
         return packed
 
     def run(self, source: Array, out: Array, threads: int) -> None:

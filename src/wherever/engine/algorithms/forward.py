@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -43,8 +44,11 @@ def as_forward(problem: ConvProblem) -> ConvProblem:
     Where the forward map looks ``before`` places to the left of the image, its transpose looks ``extent - 1 - before``
     places to the left of the outputs (to the right, if that is negative).
     """
-    if problem.direction == "forward":
-        return problem
+    return problem if problem.direction == "forward" else _reversed(problem)
+
+
+@functools.lru_cache(maxsize=1024)
+def _reversed(problem: ConvProblem) -> ConvProblem:
     padding = []
     for n, m, e, (before, _) in zip(problem.output, problem.size, problem.extent, problem.padding, strict=True):
         left = e - 1 - before

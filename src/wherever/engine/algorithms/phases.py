@@ -59,10 +59,10 @@ def _axis_phases(p: ConvProblem, dim: int) -> list[_AxisPhase]:
 
 @dataclass(frozen=True)
 class _Phase:
-    """The places of one phase, as slices of x; its taps, as slices of the reversed kernel; and its forward problem."""
+    """The places of one phase, as slices of x; its taps, reversed, as an index of kernels; and its forward problem."""
 
     places: tuple[slice, ...]
-    taps: tuple[slice, ...]
+    taps: tuple[Any, ...]
     problem: ConvProblem | None
 
 
@@ -74,7 +74,8 @@ def _phases(p: ConvProblem) -> tuple[_Phase, ...]:
 def _decomposed(p: ConvProblem) -> Iterator[_Phase]:
     for axes in itertools.product(*(_axis_phases(p, dim) for dim in range(p.spatial))):
         places = tuple(slice(axis.start, None, s) for axis, s in zip(axes, p.stride, strict=True))
-        taps = tuple(slice(axis.tap, None, axis.step) for axis in axes)
+        ends = [(axis.tap + (axis.count - 1) * axis.step, axis.tap - 1, -axis.step) for axis in axes]
+        taps = last_axes(slice(first, None if last < 0 else last, step) for first, last, step in ends)
         problem = None
         if all(axis.count for axis in axes):
             padding = []
@@ -165,30 +166,24 @@ class Phases(Algorithm):
             # An infinite weight would meet the zeros outside, and they are not there.
             return Im2colPrepared(problem, operand, bias)
         w = operand.astype(working_dtype(problem.dtype), copy=False)
-        w = w.reshape(problem.out_channels, problem.group_in, problem.taps).transpose(2, 0, 1)
-        if problem.taps > 1:
+        if problem.taps > 1 and w.strides[1] != w.itemsize:
             # Once in an order in which every phase finds its taps as whole matrices, the sums' channels last.
-            w = _copied(w)
-        w = w.reshape(*problem.kernel, problem.groups, problem.group_out, problem.group_in)
+            copy = run.unwritten(w.size, w.dtype).reshape(*problem.kernel, *w.shape[:2])
+            ordered = copy.transpose(-2, -1, *range(problem.spatial))
+            assign(ordered, w)
+            w = ordered
+        # Channels of the result first.
+        w = w.reshape(problem.groups, problem.group_out, problem.group_in, *problem.kernel).swapaxes(1, 2)
         prepared: list[tuple[_Phase, Prepared | None]] = []
         for phase in _phases(problem):
             part = phase.problem
             if part is None:
                 prepared.append((phase, None))
                 continue
-            taps = np.flip(w[phase.taps], tuple(range(problem.spatial)))
-            taps = _copied(taps) if problem.taps > 1 else taps
-            weights = np.moveaxis(taps, (-3, -1, -2), (0, 1, 2)).reshape(part.w_shape)
+            weights = w[phase.taps].reshape(part.w_shape)
             algorithm = _best(self.algorithms, part)[1]
             prepared.append((phase, algorithm.prepare(part, weights, bias)))
         return PhasesPrepared(problem, prepared, bias)
-
-
-def _copied(given: Array) -> Array:
-    """The same in the order of its axes."""
-    copy = run.unwritten(given.size, given.dtype).reshape(given.shape)
-    assign(copy, given)
-    return copy
 
 
 class PhasesPrepared:
