@@ -174,7 +174,9 @@ class FilterPrepared:
         y_channel, y_row = (stride // y.itemsize for stride in y.strides[1:3])
         apart = part.block.spacing[-1]
         vector = lanes * y.itemsize
-        even = all(pitch % vector == 0 for pitch in (y.strides[1], y.strides[2] * spacing))
+        # Of one channel or row, NumPy's pitch may be anything.
+        steps = [(y.strides[1], y.shape[1]), (y.strides[2] * spacing, y.shape[2])]
+        even = all(step % vector == 0 or length == 1 for step, length in steps)
         streamed = even and out_bytes >= STREAMED_BYTES and y.shape[-1] >= 4 * lanes
         kernel = self._kernel(x.dtype.name, y.dtype.name, apart, streamed)
         slots, _, pitch = ring_shape(host(), self.dtype.name, self.high, (p.kernel[-1] - 1) * apart, self.down)
