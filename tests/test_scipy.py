@@ -152,6 +152,14 @@ def test_derivatives_are_scipys(data, x, cval):
         assert_same(getattr(ndimage, name)(*arguments, mode=modes, cval=cval, **options), truth)
 
 
+@pytest.mark.parametrize("axes", [-2, (-2,), (-1, 0), 1])
+def test_axes_may_be_counted_from_the_last(axes):
+    x = numbers((4, 9, 8), "int32")
+    for name, arguments in (("gaussian_filter", (1,)), ("uniform_filter", (3,)), ("laplace", ())):
+        truth = getattr(scipy.ndimage, name)(x, *arguments, axes=axes)
+        assert_same(getattr(ndimage, name)(x, *arguments, axes=axes), truth)
+
+
 @pytest.mark.parametrize("shape", [(300, 500), (40, 50, 60), (100_000,)])
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_larger_images_and_long_kernels(shape, dtype):

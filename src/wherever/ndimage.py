@@ -572,7 +572,7 @@ def _axes(axes: Any, ndim: int) -> tuple[int, ...]:
     if axes is None:
         return tuple(range(ndim))
     if np.isscalar(axes):
-        found = [operator.index(axes)]  # type: ignore[arg-type]
+        found = [_axis(operator.index(axes), ndim)]  # type: ignore[arg-type]
     elif isinstance(axes, Iterable):
         found = [operator.index(axis) for axis in axes]
         for axis in found:

@@ -24,7 +24,7 @@ def read(kind: str, key: str) -> bytes | None:
         directory = cache_directory(kind)
         if not _ours(directory.stat()):
             return None
-        with open(directory / key, "rb") as file:
+        with open(directory / key, "rb", opener=_at_once) as file:
             if not _ours(os.fstat(file.fileno())):
                 return None
             content = file.read()
@@ -53,6 +53,11 @@ def write(kind: str, key: str, body: bytes) -> None:
             raise
     except OSError:
         return
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe without waiting for whoever would write to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _ours(status: os.stat_result) -> bool:

@@ -91,6 +91,17 @@ def test_what_others_may_write_is_not_run(cache, monkeypatch, place):
     assert len(done) == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes among the files of Windows")
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(cache):
+    assert works()
+    (path,) = cache.iterdir()
+    path.unlink()
+    os.mkfifo(path)
+    signal.alarm(20)
+    assert works()
+    signal.alarm(0)
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     obstacle = tmp_path / "file"
     obstacle.write_text("not a directory")
