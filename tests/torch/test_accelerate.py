@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 import threading
 
@@ -76,6 +77,36 @@ class Branching(nn.Module):
         return self.a(x) if x.sum() > 0 else self.b(x)
 
 
+class Mixing(nn.Module):
+    """As in ConvNeXt: channels last, fully connected layers, a factor a channel, and the sum with what came in."""
+
+    def __init__(self, c, turned=False, function=torch.add):
+        super().__init__()
+        self.depthwise, self.norm = nn.Conv2d(c, c, 3, padding=1, groups=c), nn.LayerNorm(c)
+        self.up, self.act, self.down = nn.Linear(c, 4 * c), nn.GELU(), nn.Linear(4 * c, c, bias=turned)
+        self.scale = nn.Parameter(torch.rand(c, 1, 1) if turned else torch.rand(c))
+        self.turned, self.function = turned, function
+
+    def forward(self, x):
+        y = self.down(self.act(self.up(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))))
+        if self.turned:
+            return self.function(self.scale * torch.permute(y, [0, 3, 1, 2]), x)
+        return self.function(x, (y * self.scale).permute((0, 3, 1, 2)))
+
+
+class Perceptron(nn.Module):
+    """Fully connected layers on sequences, one of them in two places, with both kinds of GELU."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.factor = nn.Linear(18, 24), nn.Linear(24, 24), nn.Parameter(torch.rand(24))
+
+    def forward(self, x):
+        y = functional.gelu(self.a(x), approximate="tanh")
+        z = self.factor * self.b(functional.gelu(self.b(y) + y))
+        return z.flatten(1), self.b(y.transpose(1, 2)), y
+
+
 def nested(*layers):
     return nn.Sequential(*layers)
 
@@ -95,6 +126,9 @@ MODELS = {
     "views": Views,
     "broadcast": Broadcast,
     "branching": Branching,
+    "channels last": lambda: nested(nn.Conv2d(3, 8, 2, 2), Mixing(8), Mixing(8, turned=True)),
+    "added in place": lambda: nested(nn.Conv2d(3, 8, 2, 2), Mixing(8, function=operator.iadd), nn.ReLU()),
+    "sequences": Perceptron,
     "no convolution": lambda: nested(nn.Flatten(), nn.Linear(3 * 16 * 18, 5)),
     "only an activation": lambda: nested(nn.ReLU()),
     "shared": lambda: nested(*[nn.Conv2d(3, 3, 3, padding=1)] * 3),
@@ -143,7 +177,7 @@ def test_accelerated_models_compute_the_same(name, contest):
         for result in results:  # none of them is overwritten by the next call
             close(result, expected)
         close(model(x.clone()), expected)  # the original is as it was
-        if name != "head" and name != "no convolution":
+        if name not in ("head", "no convolution", "sequences"):
             for shape in ((1, 3, 9, 30), (3, 3, 20, 12)):
                 other = torch.randn(shape)
                 close(fast(other.clone()), model(other.clone()))
@@ -175,6 +209,16 @@ def test_what_follows_is_joined():
     found = graphs.layers(graph)
     assert [layer.activation for layer in found] == ["relu", None, "relu", "relu", None, "relu"]
     assert [layer.added is not None for layer in found] == [False, False, True, False, False, True]
+
+
+def test_fully_connected_layers_take_in_what_follows():
+    graph = graphs.traced(make("channels last"))
+    graphs.fold_scales(graph)
+    graphs.add_before_permuting(graph)
+    found = [layer for layer in graphs.layers(graph) if "up" in layer.node.target or "down" in layer.node.target]
+    assert [layer.activation for layer in found] == ["gelu", None] * 2
+    assert [layer.added is not None for layer in found] == [False, True] * 2
+    assert not any(node.target in (operator.mul, torch.mul) for node in graph.graph.nodes)
 
 
 def _used(graph):

@@ -20,9 +20,18 @@ from torch import Tensor, fx, nn
 from wherever.engine.algorithms import Prepared
 from wherever.engine.plan import choose
 from wherever.engine.run import fresh
-from wherever.problem import Array
+from wherever.problem import Array, ConvProblem
+from wherever.torch.finish import finishing
 from wherever.torch.functional import forward_geometry, transposed_geometry
-from wherever.torch.graphs import Layer, apply_activation, fold_normalisations, layers, traced
+from wherever.torch.graphs import (
+    Layer,
+    add_before_permuting,
+    apply_activation,
+    fold_normalisations,
+    fold_scales,
+    layers,
+    traced,
+)
 from wherever.torch.modules import BOUNDARIES, replace
 from wherever.torch.operators import DTYPES, as_array, by_input_problem, forward_problem
 
@@ -35,6 +44,7 @@ _SAMPLES = 3  # of each contender, when a layer is given to whoever is faster
 _CANDIDATES = 3  # algorithms of this engine that are timed
 _UNLIKELY = 3.0  # times slower than the best, by its estimate: not timed
 _COLD_MODEL, _COLD_LAYER = 12 << 20, 128 << 10  # bytes of weights from which on they are read from memory
+_FEW_ROWS = 8  # fewer, and a fully connected layer is left to PyTorch
 _LAST: dict[int, Any] = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -125,6 +135,8 @@ def accelerate(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> 
         swapped.report = cast(Any, report)
         return swapped
     folded = fold_normalisations(graph)
+    fold_scales(graph)
+    add_before_permuting(graph)
     fast = Accelerated(graph, folded)
     fast(*example)
     return fast
@@ -198,7 +210,7 @@ class _Program:
                 continue
             layer = self._joined.get(node)
             if layer is not None:
-                step = self._convolution(layer, samples, rows, folded)
+                step = self._layer(layer, samples, rows, folded)
                 if step is not None:
                     done.update(layer.joined)
                     self._steps.append(step)
@@ -265,7 +277,7 @@ class _Program:
 
         return step
 
-    def _convolution(
+    def _layer(
         self, layer: Layer, samples: dict[fx.Node, Any], rows: list[Row], folded: dict[str, str]
     ) -> _Step | None:
         """A step on this engine; None if it does not compute this layer, or PyTorch is faster."""
@@ -279,24 +291,26 @@ class _Program:
                 *([layer.activation] if layer.activation else []),
             ]
         )
-        problem = _problem(module, x)
+        linear = isinstance(module, nn.Linear)
+        problem = _of_rows(module, x) if linear else _problem(module, x)
         added = None if layer.added is None else samples[layer.added]
         if problem is None or (added is not None and added.shape != samples[layer.node].shape):
-            rows.append(Row(str(layer.node.target), words, "PyTorch"))
+            if not linear:
+                rows.append(Row(str(layer.node.target), words, "PyTorch"))
             return None
         now, until = self._place[layer.node], self._last_use(layer)
-        result, block = self.memory.take(samples[layer.node], now, until)
-        out = as_array(result, problem.layout)
+        result, block = self.memory.take(samples[layer.node], now, until, last=not linear)
         source, place = self._place[layer.node.args[0]], self._place[layer.last]
         other = None if layer.added is None else self._place[layer.added]
         threads, activation, layout = self._threads, layer.activation, problem.layout
+        view = _rows if linear else lambda tensor: as_array(tensor, layout)
+        out = view(result)
+        finish = finishing(result, activation, other is not None, threads)
 
         def with_algorithm(prepared: Prepared) -> _Step:
             def step(values: list[Any]) -> None:
-                prepared.run(as_array(values[source], layout), out, threads)
-                if other is not None:
-                    result.add_(values[other])
-                apply_activation(activation, result)
+                prepared.run(view(values[source]), out, threads)
+                finish(None if other is None else values[other])
                 values[place] = result
 
             return step
@@ -306,10 +320,11 @@ class _Program:
             apply_activation(activation, y if other is None else y.add_(values[other]))
 
         values: list[Any] = [None] * len(self._nodes)
-        values[source] = _ordered(x)
+        values[source] = x if linear else _ordered(x)
         if other is not None and added is not None:
-            values[other] = _ordered(added)
+            values[other] = added.contiguous() if linear else _ordered(added)
         weight, bias = as_array(module.weight), None if module.bias is None else as_array(module.bias)
+        weight = weight[..., None] if linear else weight
         willing = [c for c in choose(problem, threads=threads).candidates if c.refusal is None][:_CANDIDATES]
         likely = [c for c in willing if c.estimate < _UNLIKELY * willing[0].estimate]
         steps = [with_algorithm(c.algorithm.prepare(problem, weight, bias)) for c in likely]
@@ -357,9 +372,8 @@ class _Memory:
     def __init__(self) -> None:
         self._blocks: list[_Block] = []
 
-    def take(self, like: Tensor, now: int, until: float) -> tuple[Tensor, _Block]:
-        """Return memory for a tensor of this shape and type, channels last, from one node to another."""
-        n, c, *size = like.shape
+    def take(self, like: Tensor, now: int, until: float, *, last: bool) -> tuple[Tensor, _Block]:
+        """Return memory for a tensor of this shape and type, from one node to another; channels last, or in order."""
         dtype = DTYPES[like.dtype]
         count = math.prod(like.shape) * dtype.itemsize
         free = [b for b in self._blocks if b.until < now and b.memory.size >= count]
@@ -370,6 +384,9 @@ class _Memory:
             self._blocks.append(block)
         block.until = until
         flat = block.memory[:count].view(dtype)
+        if not last:
+            return torch.from_numpy(flat.reshape(like.shape)), block
+        n, c, *size = like.shape
         return torch.from_numpy(flat.reshape(n, *size, c)).movedim(-1, 1), block
 
     def holds(self, tensor: Tensor) -> bool:
@@ -419,7 +436,30 @@ def _problem(module: Any, x: Tensor) -> Any:
     return changed(make(x, module.weight, *geometry, boundary), layout="channels_last")
 
 
+def _of_rows(module: nn.Linear, x: Tensor) -> ConvProblem | None:
+    """The problem of a fully connected layer: a kernel of one place, on as many places as x has rows."""
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.shape[-1] != module.in_features:
+        return None
+    rows = x.numel() // max(1, x.shape[-1])
+    if rows < _FEW_ROWS or module.weight.dtype is not x.dtype:
+        return None  # reading the weights is all there is to do
+    return ConvProblem.from_shapes(
+        (1, rows, module.in_features),
+        (module.out_features, module.in_features, 1),
+        layout="channels_last",
+        dtype=DTYPES[x.dtype].name,
+    )
+
+
+def _rows(tensor: Tensor) -> Array:
+    """A tensor as an image of one row: (1, places, channels)."""
+    array: Array = tensor.detach().numpy()
+    return array.reshape(1, -1, array.shape[-1])
+
+
 def _words(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear):
+        return f"fully connected {module.in_features} to {module.out_features}"
     kernel = "x".join(map(str, module.kernel_size))  # type: ignore[arg-type]
     stride = set(module.stride)  # type: ignore[arg-type]
     steps = "" if stride == {1} else f" stride {'x'.join(map(str, module.stride))}"  # type: ignore[arg-type]

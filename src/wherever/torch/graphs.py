@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (*CONVOLUTIONS, nn.Linear)
 NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 _MODULES: dict[type[nn.Module], str] = {
@@ -21,6 +22,7 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.Hardswish: "hardswish",
     nn.Sigmoid: "sigmoid",
 }
+_GELU = {"none": "gelu", "tanh": "gelu_tanh"}  # by PyTorch's names of its approximations
 _FUNCTIONS: dict[Any, str] = {
     torch.relu: "relu",
     torch.relu_: "relu",
@@ -51,6 +53,101 @@ def traced(model: nn.Module) -> fx.GraphModule:
     graph = tracer.trace(own)
     module = fx.GraphModule(tracer.root, graph)
     module.eval()
+    return module
+
+
+def fold_scales(module: fx.GraphModule) -> None:
+    """Fold constant factors of channels, which follow a fully connected layer alone, into its weights."""
+    modules: dict[Any, nn.Module] = dict(module.named_modules())
+    for node in list(module.graph.nodes):
+        if node.target not in (operator.mul, torch.mul) or len(node.args) != 2 or node.kwargs:
+            continue
+        operands: list[Any] = sorted(node.args, key=lambda a: not (isinstance(a, fx.Node) and a.op == "get_attr"))
+        factor, given = operands
+        turned = given
+        if _order_of(given) is not None and _is_only_user(node, given):
+            turned = given.args[0]
+        follows = node if turned is given else given
+        if not _is_linear(turned, modules) or not _is_only_user(follows, turned):
+            continue
+        if not (isinstance(factor, fx.Node) and factor.op == "get_attr") or _uses(module, turned.target) > 1:
+            continue
+        layer: Any = modules[turned.target]
+        scale = _attribute(module, factor.target)
+        channels = layer.out_features
+        # Channels lie last behind the layer; behind a permutation that puts them second, two axes follow.
+        fits = scale.shape == (channels,) if turned is given else scale.shape == (channels, 1, 1)
+        if not fits or (turned is not given and _order_of(given) != (0, 3, 1, 2)):
+            continue
+        scaled = nn.Linear(layer.in_features, channels, layer.bias is not None, dtype=layer.weight.dtype)
+        with torch.no_grad():
+            scaled.weight.copy_(layer.weight * scale.reshape(-1, 1))
+            if layer.bias is not None:
+                scaled.bias.copy_(layer.bias * scale.reshape(-1))
+        _set(module, turned.target, scaled.eval())
+        modules[turned.target] = scaled
+        node.replace_all_uses_with(given)
+        module.graph.erase_node(node)
+    module.recompile()
+
+
+def add_before_permuting(module: fx.GraphModule) -> None:
+    """Add what is added to a permuted result of a fully connected layer to the result, and permute the sum."""
+    modules: dict[Any, nn.Module] = dict(module.named_modules())
+    for node in list(module.graph.nodes):
+        if node.target not in (operator.add, torch.add) or not _is_plain_sum(node):
+            continue
+        operands: list[Any] = [node.args, node.args[::-1]]
+        for turned, other in operands:
+            order = _order_of(turned)
+            if order is None or not _is_only_user(node, turned) or turned is other:
+                continue
+            given = turned.args[0]
+            if not _is_linear(given, modules) or not _is_only_user(turned, given):
+                continue
+            if not _stands_before(other, given):
+                continue
+            inverse = tuple(order.index(axis) for axis in range(len(order)))
+            with module.graph.inserting_before(given):
+                beside = module.graph.call_method("permute", (other, inverse))
+            with module.graph.inserting_before(node):
+                total = module.graph.call_function(operator.add, (given, beside))
+                result = module.graph.call_method("permute", (total, order))
+            node.replace_all_uses_with(result)
+            module.graph.erase_node(node)
+            module.graph.erase_node(turned)
+            break
+    module.recompile()
+
+
+def _stands_before(a: fx.Node, b: fx.Node) -> bool:
+    order = {node: place for place, node in enumerate(b.graph.nodes)}
+    return order[a] < order[b]
+
+
+def _order_of(node: Any) -> tuple[int, ...] | None:
+    """The order of axes that a node permutes its argument into; None if it is anything else."""
+    if not isinstance(node, fx.Node) or node.kwargs:
+        return None
+    if not (node.op == "call_method" and node.target == "permute") and node.target is not torch.permute:
+        return None
+    order: Any = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
+    if not order or not all(isinstance(axis, int) for axis in order):
+        return None
+    return tuple(axis % len(order) for axis in order)
+
+
+def _is_linear(node: Any, modules: dict[Any, nn.Module]) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_module" and type(modules[node.target]) is nn.Linear
+
+
+def _uses(module: fx.GraphModule, target: Any) -> int:
+    return sum(node.op == "call_module" and node.target == target for node in module.graph.nodes)
+
+
+def _attribute(module: Any, name: Any) -> Any:
+    for part in name.split("."):
+        module = getattr(module, part)
     return module
 
 
@@ -103,12 +200,12 @@ def _set(module: nn.Module, name: Any, value: nn.Module) -> None:
 
 @dataclass
 class Layer:
-    """A convolution, and what is done to its result before anything else sees it.
+    """A convolution or fully connected layer, and what is done to its result before anything else sees it.
 
     Attributes
     ----------
     node : fx.Node
-        The convolution.
+        The layer.
     last : fx.Node
         The last of the operations that are joined: whose value is the layer's.
     added : fx.Node or None
@@ -127,17 +224,21 @@ class Layer:
 def activation_of(node: fx.Node, modules: dict[Any, nn.Module]) -> str | None:
     """Return the name of the activation that a node applies to its first argument; None if it is something else."""
     if node.op == "call_module":
-        return _MODULES.get(type(modules[node.target]))
+        module: Any = modules[node.target]
+        return _GELU.get(module.approximate) if type(module) is nn.GELU else _MODULES.get(type(module))
+    if node.target is nn.functional.gelu:
+        approximate = (*node.args[1:], *node.kwargs.values(), "none")[0]
+        return _GELU.get(approximate) if isinstance(approximate, str) else None
     return _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
 
 
 def layers(module: fx.GraphModule) -> list[Layer]:
-    """Return the convolutions of a graph, in order, each with what can be joined to it."""
+    """Return the convolutions and fully connected layers of a graph, in order, each with what can be joined to it."""
     modules: dict[Any, nn.Module] = dict(module.named_modules())
     order = {node: place for place, node in enumerate(module.graph.nodes)}
     found, taken = [], set()
     for node in module.graph.nodes:
-        if node.op != "call_module" or not isinstance(modules[node.target], CONVOLUTIONS) or node.kwargs:
+        if node.op != "call_module" or not isinstance(modules[node.target], LAYERS) or node.kwargs:
             continue
         layer = Layer(node, node)
         user = _only_user(layer.last)
@@ -156,6 +257,10 @@ def layers(module: fx.GraphModule) -> list[Layer]:
         taken.update(layer.joined)
         found.append(layer)
     return found
+
+
+def _is_only_user(node: fx.Node, of: fx.Node) -> bool:
+    return _only_user(of) is node
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -177,6 +282,8 @@ def apply_activation(name: str | None, y: Tensor) -> Tensor:
         return y.clamp_(0, 6)
     if name == "silu":
         return nn.functional.silu(y, inplace=True)
+    if name in _GELU.values():
+        return y.copy_(nn.functional.gelu(y, approximate="none" if name == "gelu" else "tanh"))
     if name == "hardswish":
         return nn.functional.hardswish(y, inplace=True)
     return y.sigmoid_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ I1, I32, I64, VOID, POINTER = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.
 FLOATS = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
 _SUFFIX = {"float32": "f32", "float64": "f64"}
 BYTES = {"float32": 4, "float64": 8}
+# log(2) in two parts, of which the first ends with zeros: its product with an exponent is exact.
+_LOG_2 = {
+    "float32": (0.693145751953125, 1.4286068203094173e-06),
+    "float64": (0.6931471805592082, 7.371002565167799e-13),
+}
 
 
 @dataclass(frozen=True)
@@ -386,7 +392,8 @@ class Vector:
     def __neg__(self) -> Vector:
         return Vector(self.kernel, self.kernel.builder.fneg(self.value))
 
-    def __le__(self, other: Vector) -> Mask:
+    def __le__(self, other: Vector | float) -> Mask:
+        other = other if isinstance(other, Vector) else self.kernel.splat(other)
         return Mask(self.kernel.builder.fcmp_ordered("<=", self.value, other.value))
 
     def root(self) -> Vector:
@@ -394,6 +401,33 @@ class Vector:
         kernel = self.kernel
         function = kernel.intrinsic(f"llvm.sqrt.v{kernel.lanes}{_SUFFIX[kernel.dtype]}", kernel.vector, [kernel.vector])
         return Vector(kernel, kernel.builder.call(function, [self.value]))
+
+    def limited(self, low: float, high: float) -> Vector:
+        """The numbers, or the bound that they are beyond; NaN stays NaN."""
+        kernel = self.kernel
+        above = (self <= low).select(kernel.splat(low), self)
+        return (kernel.splat(high) <= above).select(kernel.splat(high), above)
+
+    def exponential(self) -> Vector:
+        """The exponential function, where it neither overflows nor underflows, to 2 units in the last place.
+
+        Cody and Waite's reduction, and Taylor's polynomial between -log(2)/2 and log(2)/2.
+        """
+        kernel = self.kernel
+        # A number so large that its last digit is 1: what is added to it is rounded to an integer, in its last digits.
+        digits, bias, terms = (52, 1023, 13) if kernel.dtype == "float64" else (23, 127, 7)
+        large = 1.5 * 2.0**digits
+        whole = (kernel.fma(self, kernel.splat(1 / math.log(2)), kernel.splat(large))) - large
+        first, second = _LOG_2[kernel.dtype]
+        rest = kernel.fma(whole, kernel.splat(-second), kernel.fma(whole, kernel.splat(-first), self))
+        result = kernel.splat(1 / math.factorial(terms))
+        for power in reversed(range(terms)):
+            result = kernel.fma(result, rest, kernel.splat(1 / math.factorial(power)))
+        integer = ir.IntType(8 * kernel.bytes)
+        integers, builder = ir.VectorType(integer, kernel.lanes), kernel.builder
+        bits = builder.bitcast((whole + (large + bias)).value, integers)
+        shifted = builder.shl(bits, ir.Constant(integers, [ir.Constant(integer, digits)] * kernel.lanes))
+        return result * Vector(kernel, builder.bitcast(shifted, kernel.vector))
 
     def lane(self, number: int) -> Vector:
         """The number of one lane, in every lane."""
