@@ -26,7 +26,7 @@ DEFINITIONS = {
 def finished(y, added, activation):
     y, sizes = y.copy(), np.array([len(y)])
     kernel = compiled(finish, dtype=y.dtype.name, activation=activation, adds=added is not None)
-    kernel.on(y, y if added is None else added, sizes)
+    kernel(y, y if added is None else added, sizes)
     return y
 
 

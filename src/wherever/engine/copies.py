@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wherever.engine.kernels.compile import Compiled, compiled, unavailable
+from wherever.engine.kernels.compile import Entry, compiled, unavailable
 from wherever.engine.kernels.transpose import transpose
 from wherever.problem import Array
 
@@ -50,7 +50,7 @@ def readable(a: Array, dtype: np.dtype[Any], axis: int) -> bool:
 
 
 @functools.cache
-def _kernel(dtype: str) -> Compiled:
+def _kernel(dtype: str) -> Entry:
     return compiled(transpose, dtype=dtype)
 
 

@@ -184,7 +184,7 @@ def _subtract(x: NDArray[Any], centre: NDArray[Any], y: NDArray[Any]) -> tuple[N
         found = np.empty((high, channels, 3, host().lanes(y.dtype.name)), y.dtype)
         sizes = [high, wide, x.strides[0] // size, y.strides[0] // size, y.strides[1] // size]
         kernel = compiled(centred, dtype=y.dtype.name, channels=channels)
-        kernel.on(x, centre, y, found, np.array(sizes, np.int64))
+        kernel(x, centre, y, found, np.array(sizes, np.int64))
         sums = found[:, :, 0].sum(axis=(0, 2), dtype=np.float64)
         largest = max(float(found[:, :, 1].max()), -float(found[:, :, 2].min()))
         return sums, largest if np.isfinite(sums).all() else math.nan
@@ -215,7 +215,7 @@ def _normalise(scores: NDArray[Any], planes: NDArray[Any], size: tuple[int, int]
     def some(part: tuple[int, int]) -> None:
         arrays = [planes, scores, numbers, *workspace("windows", *counts, dtype=np.dtype(np.float64))]
         sizes = [*part, scores.shape[1], planes.shape[1], *size, strip, columns, pitch, *distances]
-        kernel.on(*arrays, np.array(sizes, np.int64))
+        kernel(*arrays, np.array(sizes, np.int64))
 
     threads, rows = get_threads(), len(scores)
     step = -(-rows // (strip * 4 * threads)) * strip if threads > 1 else rows

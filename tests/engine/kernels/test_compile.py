@@ -17,7 +17,8 @@ ARGUMENTS = {"dtype": "float32", "rows": 2, "vectors": 2}
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache directory, and no kernels in memory."""
+    """An empty cache directory, and no kernels in memory, but the way to call them."""
+    module.compiled(places, **ARGUMENTS)
     monkeypatch.setenv("WHEREVER_CACHE_DIR", str(tmp_path))
     module._compiled.cache_clear()
     yield tmp_path / "kernels"

@@ -18,7 +18,7 @@ from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.separable import Separable
 from wherever.engine.algorithms.taps import Taps
 from wherever.engine.algorithms.weight_gradient import Outer
-from wherever.engine.algorithms.winograd import Winograd, WinogradOnce
+from wherever.engine.algorithms.winograd import Winograd
 from wherever.engine.algorithms.winograd_gradient import WinogradGradient
 
 _DIRECT: tuple[Algorithm, ...] = (Direct(), Grouped(), Panels(), Places(), Filter(), Depthwise(), Im2col())
@@ -29,7 +29,6 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Panels(),
     Places(),
     Winograd(),
-    WinogradOnce(),
     Filter(),
     Depthwise(),
     Fourier(),
@@ -70,5 +69,4 @@ __all__ = [
     "Taps",
     "Winograd",
     "WinogradGradient",
-    "WinogradOnce",
 ]

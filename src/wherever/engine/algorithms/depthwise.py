@@ -20,7 +20,7 @@ from wherever.engine.algorithms.forward import as_forward
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, places
 from wherever.engine.copies import assign, exchanging, readable
-from wherever.engine.kernels.compile import Compiled, compiled, host
+from wherever.engine.kernels.compile import Entry, compiled, host
 from wherever.engine.kernels.depthwise import OUTSIDE, depthwise
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -208,7 +208,7 @@ class Looked(threading.local):
 class _Call:
     """What the kernel is called with for arrays of one memory order: tables, and sizes for each piece of the rows."""
 
-    kernel: Compiled
+    kernel: Entry
     memory: list[Array]  # what the addresses below lead to
     packed: tuple[int, int, int]
     tables: tuple[int, ...]

@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
-from wherever.engine.algorithms.forward import as_forward, finite, forward_weights, refuses_sums
+from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, last_axes
 from wherever.engine.copies import assign
 from wherever.engine.footprint import Footprint
-from wherever.engine.kernels.compile import Compiled, compiled, host
+from wherever.engine.kernels.compile import Entry, compiled, host
 from wherever.engine.kernels.direct import CHUNK, LINE_BYTES, direct
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -78,7 +78,7 @@ class Direct(Algorithm):
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Pack the weights by blocks of output channels."""
-        if problem.direction == "transpose" and not finite(operand):
+        if problem.direction == "transpose" and not np.isfinite(operand).all():
             # An infinite weight would meet the zeros outside, and they are not there.
             return Im2colPrepared(problem, operand, bias)
         return _arranged(self, as_forward(problem)).with_weights(forward_weights(problem, operand), bias)
@@ -300,7 +300,7 @@ class DirectPrepared:
         """How far away each tap looks."""
         return offsets(self.taps, spacing, pitches)
 
-    def kernel(self, tile: Tile, row: int, step: int, apart: int) -> Compiled:
+    def kernel(self, tile: Tile, row: int, step: int, apart: int) -> Entry:
         """The kernel for this tile: numbers of x from row to row, from place to place, and from tap to tap."""
         return compiled(
             direct,

@@ -16,7 +16,7 @@ from wherever.engine.algorithms.forward import as_forward
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, grid
 from wherever.engine.copies import assign, readable
-from wherever.engine.kernels.compile import Compiled, compiled, host
+from wherever.engine.kernels.compile import Entry, compiled, host
 from wherever.engine.kernels.filter import filter_rows, ring_shape
 from wherever.engine.kernels.gather import NOWHERE
 from wherever.engine.kernels.vector import STORED
@@ -203,7 +203,7 @@ class FilterPrepared:
         """Rows of the kernel."""
         return self.problem.kernel[0] if self.problem.spatial == 2 else 1
 
-    def _kernel(self, source: str, result: str, apart: int, streamed: bool) -> Compiled:
+    def _kernel(self, source: str, result: str, apart: int, streamed: bool) -> Entry:
         return compiled(
             filter_rows,
             dtype=self.dtype.name,

@@ -541,7 +541,7 @@ class FourierPrepared:
         works = (counts[0] + 1) * work if self.summed else work
         workspaces = run.workspace("fourier", image, strip, works, dtype=self.dtype)
         arrays = [job.x, spectra, job.y, self.bias, *workspaces, self.twiddles, self.roots, job.odd, numbers]
-        self.kernel.on(*arrays, job.rows, job.columns, job.pairs, sizes)
+        self.kernel(*arrays, job.rows, job.columns, job.pairs, sizes)
 
     def _plan(self, x: Array, y: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """The table of pairs for arrays of these strides, and which of them are computed where they lie."""

@@ -21,7 +21,7 @@ from wherever.engine.algorithms.overlap_save import transform_length
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, fewest_pieces, fill_footprint, gather, grid, runs
 from wherever.engine.copies import assign
-from wherever.engine.kernels.compile import Compiled, compiled, host, unavailable
+from wherever.engine.kernels.compile import Entry, compiled, host, unavailable
 from wherever.engine.kernels.fourier_channels import (
     OUTSIDE,
     fourier_forward,
@@ -495,7 +495,7 @@ class FourierChannelsPrepared:
         size = self.dtype.itemsize
         return tuple(stride // size for axis, stride in enumerate(a.strides) if axis != 1)
 
-    def _kernel(self, write: Callable[..., Kernel], channels: int, step: int, *, shape: bool = True) -> Compiled:
+    def _kernel(self, write: Callable[..., Kernel], channels: int, step: int, *, shape: bool = True) -> Entry:
         parameters: dict[str, Any] = {
             "dtype": self.dtype.name,
             "lengths": self.tiling.lengths,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from wherever.engine.algorithms.direct import Direct, DirectPrepared, Tile, offsets
 from wherever.engine.algorithms.forward import as_forward, refuses_sums
-from wherever.engine.kernels.compile import Compiled, compiled, host
+from wherever.engine.kernels.compile import Entry, compiled, host
 from wherever.engine.kernels.direct import CHUNK
 from wherever.engine.kernels.grouped import grouped
 from wherever.engine.machine import working_dtype
@@ -110,7 +110,7 @@ class GroupedPrepared(DirectPrepared):
         """How far away each run of taps looks."""
         return offsets(self.taps, (*spacing[:-1], self.run_length * spacing[-1]), pitches)
 
-    def kernel(self, tile: Tile, row: int, step: int, apart: int) -> Compiled:
+    def kernel(self, tile: Tile, row: int, step: int, apart: int) -> Entry:
         """The kernel for this tile: numbers of x from row to row, from place to place, and from tap to tap."""
         return compiled(
             grouped,

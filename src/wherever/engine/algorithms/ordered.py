@@ -49,7 +49,7 @@ class OrderedPrepared(Blockwise):
         sums = np.empty((len(foot), places))
         sizes = np.array([len(offsets), places], np.int64)
         for image, result in zip(foot, sums, strict=True):
-            self.kernel.on(image, self.weight, result, offsets, sizes)
+            self.kernel(image, self.weight, result, offsets, sizes)
         # Without the places between the ends of rows and the next rows.
         y = as_strided(sums, (len(foot), *part.shape), (sums.strides[0], *(p * sums.itemsize for p in pitches)))
         return y[:, None].copy()

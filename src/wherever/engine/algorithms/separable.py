@@ -381,7 +381,7 @@ class Passes:
             more = [self.left, len(self.outside), buffer.strides[0] // buffer.itemsize, head]
             sizes = np.array([*geometry, *more], np.int64)
             arrays = (source, u, v, buffer, added, strip, ring, doubt, seen, slot, self.outside, sizes)
-            kernel.on(*arrays)
+            kernel(*arrays)
             finite = finite and bool(np.isfinite(doubt).all())
         if buffer is not target:
             if self.divisor != 1:

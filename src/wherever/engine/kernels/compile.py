@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import hashlib
 import itertools
@@ -13,21 +12,44 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import llvmlite
 import llvmlite.binding as llvm
-import numpy.typing as npt
 
 from wherever.engine.cache import read
 from wherever.engine.cache import write as keep
+from wherever.engine.kernels.entry import HEADER, NATIVE, Entry, Way, address, entry
 from wherever.engine.kernels.vector import BYTES, Kernel
+
+__all__ = [
+    "PROCESSORS",
+    "Entry",
+    "Program",
+    "Target",
+    "address",
+    "callable_from_python",
+    "compiled",
+    "host",
+    "link",
+    "unavailable",
+]
 
 # A kernel is written, optimised and compiled once (tens of milliseconds); its object code is kept in a file and linked
 # from there later (under a millisecond). The name of the file is a hash of everything that the code depends on, and the
 # file carries a hash of its content: what is damaged, or not ours, is compiled again and never run.
 
 _lock = threading.RLock()
+
+
+class Program(Protocol):
+    """What can be compiled: a `Kernel`, or the way into kernels."""
+
+    name: str
+    arguments: int
+
+    def text(self) -> str:
+        """The program in LLVM's language."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +73,11 @@ class Target:
     @functools.cached_property
     def machine(self) -> llvm.TargetMachine:
         """LLVM's compiler for it."""
+        return self._machine(2)
+
+    def _machine(self, effort: int) -> llvm.TargetMachine:
         target = llvm.Target.from_triple(self.triple)
-        return target.create_target_machine(cpu=self.cpu, features=self.features, opt=2, reloc="pic", jit=True)
+        return target.create_target_machine(cpu=self.cpu, features=self.features, opt=effort, reloc="pic", jit=True)
 
     @functools.cached_property
     def vector_bytes(self) -> int:
@@ -84,18 +109,24 @@ class Target:
         """Numbers of this type in one vector register."""
         return self.vector_bytes // BYTES[dtype]
 
-    def emit(self, kernel: Kernel) -> bytes:
+    def emit(self, program: Program) -> bytes:
         """Compile a kernel to object code."""
-        return bytes(self.machine.emit_object(self._module(kernel)))
+        if isinstance(program, Way):  # straight as it is written; compiled in a quarter of the time
+            return bytes(self._machine(0).emit_object(self._parsed(program)))
+        return bytes(self.machine.emit_object(self._module(program)))
 
-    def assembly(self, kernel: Kernel) -> str:
+    def assembly(self, program: Program) -> str:
         """Compile a kernel to assembly, to be read."""
-        return str(self.machine.emit_assembly(self._module(kernel)))
+        return str(self.machine.emit_assembly(self._module(program)))
 
-    def _module(self, kernel: Kernel) -> llvm.ModuleRef:
-        kernel.module.triple = self.triple
-        module = llvm.parse_assembly(kernel.text())
+    def _parsed(self, program: Program) -> llvm.ModuleRef:
+        module = llvm.parse_assembly(program.text())
+        module.triple = self.triple
         module.verify()
+        return module
+
+    def _module(self, program: Program) -> llvm.ModuleRef:
+        module = self._parsed(program)
         builder = llvm.create_pass_builder(self.machine, llvm.create_pipeline_tuning_options(speed_level=2))
         passes = llvm.create_new_function_pass_manager()
         passes.add_sroa_pass()  # variables into registers; what else LLVM could do at this level brought no speed
@@ -160,27 +191,6 @@ def unavailable() -> str | None:
     return None
 
 
-class Compiled:
-    """A kernel in memory, to be called with the addresses of its arrays and of its sizes (int64). Releases the GIL."""
-
-    def __init__(self, code: bytes, name: str, arguments: int) -> None:
-        with _lock:
-            jit = _linker()
-            library = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(name)
-            # The tracker keeps the code in memory as long as this object lives.
-            self._tracker = library.link(jit, f"{name}.{next(_numbers)}")
-            address = self._tracker[name]
-        self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
-
-    def __call__(self, *addresses: int) -> None:
-        """Run on the arrays at these addresses, which have to be there until it returns."""
-        self._call(*addresses)
-
-    def on(self, *arrays: npt.NDArray[Any]) -> None:
-        """Run on these arrays, whoever else may know them: they live until it returns."""
-        self._call(*(array.ctypes.data for array in arrays))
-
-
 _numbers = itertools.count()
 
 
@@ -190,7 +200,7 @@ def _linker() -> llvm.LLJIT:
     return llvm.create_lljit_compiler(Target(host().triple, "").machine)
 
 
-def compiled(write: Callable[..., Kernel], **parameters: Any) -> Compiled:
+def compiled(write: Callable[..., Kernel], **parameters: Any) -> Entry:
     """The kernel that ``write(target, **parameters)`` writes, for this processor: from memory, from disk, or compiled.
 
     Parameters
@@ -199,27 +209,61 @@ def compiled(write: Callable[..., Kernel], **parameters: Any) -> Compiled:
         Of a module of this package: its file is part of the key under which code is kept.
     **parameters : int, str, float, bool, None, or tuples of them
         Everything else that the code depends on.
+
+    Returns
+    -------
+    Entry
+        To be called with the arrays of the kernel, or their addresses, the last of which are its sizes (int64). What is
+        meant by an address has to be there until it returns. Releases the GIL.
     """
     return _compiled(write, host(), tuple(sorted(parameters.items())))
 
 
 @functools.lru_cache(maxsize=4096)
-def _compiled(write: Callable[..., Kernel], target: Target, parameters: tuple[tuple[str, Any], ...]) -> Compiled:
+def _compiled(write: Callable[..., Kernel], target: Target, parameters: tuple[tuple[str, Any], ...]) -> Entry:
+    name = write.__name__
+    return callable_from_python(name, *_found(name, write, target, parameters))
+
+
+def callable_from_python(name: str, library: llvm.ResourceTracker, arguments: int) -> Entry:
+    """A kernel of so many arguments, in memory, to be called."""
+    way = _way() if NATIVE else None
+    return entry(name, library[name], arguments, None if way is None else way[Way.name], library, way)
+
+
+@functools.cache
+def _way() -> llvm.ResourceTracker:
+    """The function by which CPython calls kernels, in memory."""
+    library, _ = _found(Way.name, Way, host(), (("header", HEADER),))
+    return library
+
+
+def _found(
+    name: str, write: Callable[..., Program], target: Target, parameters: tuple[tuple[str, Any], ...]
+) -> tuple[llvm.ResourceTracker, int]:
+    """Machine code in memory, linked from disk or compiled; and the arguments of the function."""
     with _lock:  # LLVM compiles one kernel at a time, and two threads that want the same one compile it once
         key = _key(write, target, parameters)
         stored = read("kernels", key)
         if stored is not None:
             try:
-                return Compiled(stored[1:], write.__name__, stored[0])
+                return link(stored[1:], name), stored[0]
             except RuntimeError:  # hashed right, but no code that LLVM can link: compile it again
                 pass
-        kernel = write(target, **dict(parameters))
-        arguments, code = len(kernel.function.args), target.emit(kernel)
-        keep("kernels", key, bytes([arguments]) + code)
-        return Compiled(code, kernel.name, arguments)
+        program = write(target, **dict(parameters))
+        code = target.emit(program)
+        keep("kernels", key, bytes([program.arguments]) + code)
+        return link(code, name), program.arguments
 
 
-def _key(write: Callable[..., Kernel], target: Target, parameters: tuple[tuple[str, Any], ...]) -> str:
+def link(code: bytes, name: str) -> llvm.ResourceTracker:
+    """Put object code into memory, where it is as long as what is returned lives; and find a function by its name."""
+    with _lock:
+        builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(name)
+        return builder.link(_linker(), f"{name}.{next(_numbers)}")
+
+
+def _key(write: Callable[..., Program], target: Target, parameters: tuple[tuple[str, Any], ...]) -> str:
     """A hash of everything that the code depends on."""
     versions = [_sources(), llvmlite.__version__, ".".join(map(str, llvm.llvm_version_info))]
     parts = [write.__module__, write.__qualname__, parameters, target.triple, target.cpu, target.features, versions]

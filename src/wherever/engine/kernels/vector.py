@@ -24,6 +24,7 @@ _LOG_2 = {
     "float32": (0.693145751953125, 1.4286068203094173e-06),
     "float64": (0.6931471805592082, 7.371002565167799e-13),
 }
+MOST_ARGUMENTS = 24  # of a kernel
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,21 @@ class Kernel:
         self.vector = ir.VectorType(self.element, lanes)
         self.bytes = BYTES[dtype]
         self.module = ir.Module(name)
-        signature = ir.FunctionType(VOID, [POINTER] * (len(arrays) + 1))
+        self.arguments = len(arrays) + 1
+        if self.arguments > MOST_ARGUMENTS:
+            raise ValueError(f"{name}: {self.arguments} arguments; at most {MOST_ARGUMENTS} are passed")
+        signature = ir.FunctionType(VOID, [POINTER] * MOST_ARGUMENTS)  # the same for all, whatever they ignore
         self.function = ir.Function(self.module, signature, name)
         self.function.attributes.add("nounwind")
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
         self._written: dict[tuple[object, ...], ir.Value] = {}
         self._splats: dict[str, ir.Value] = {}
         self._pointers = dict(zip(arrays, self.function.args, strict=False))
-        for argument in self.function.args:
+        for argument in self.function.args[: self.arguments]:
             argument.add_attribute("noalias")
         self._sizes = {}
         for place, size in enumerate(sizes):
-            address = self.builder.gep(self.function.args[-1], [ir.Constant(I64, place)], source_etype=I64)
+            address = self.builder.gep(self.function.args[len(arrays)], [ir.Constant(I64, place)], source_etype=I64)
             self._sizes[size] = Int(self, self.builder.load(address, typ=I64, align=8))
 
     # What it is called with.
