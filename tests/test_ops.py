@@ -424,6 +424,13 @@ def test_integers_of_many_bits_lie_outside_floats():
 # The plan.
 
 
+@pytest.mark.parametrize("measure", [False, True])
+@pytest.mark.parametrize("shape", [(0, 3, 9), (2, 3, 0)])
+def test_plans_of_empty_problems_explain_themselves(shape, measure, monkeypatch, tmp_path):
+    monkeypatch.setenv("WHEREVER_CACHE_DIR", str(tmp_path))
+    assert "chosen" in str(ops.plan(shape, (4, 3, 3), measure=measure))
+
+
 def test_results_beyond_all_memory_are_planned_at_once():
     plan = ops.plan((2, 4, 9, 8), (6, 4, 3, 3), padding=((2**47, 2**47), (0, 0)))
     assert "winograd" in str(plan)

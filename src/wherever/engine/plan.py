@@ -147,19 +147,20 @@ class Choice:
             str(self.problem),
             f"{self.problem.multiply_adds:.4g} multiply-adds by direct summation; precision {self.precision!r}; "
             + ("weights prepared once" if self.prepared else "weights prepared for every call"),
-            f"{'':2}{'algorithm':<16}{'estimate':>12}{'measured':>12}{'workspace':>12}",
+            f"{'':2}{'algorithm':<18}{'estimate':>12}{'measured':>12}{'workspace':>12}",
         ]
         best = self.candidates[0]
         for candidate in self.candidates:
             mark = "*" if candidate is best else ""
             if candidate.refusal is not None:
-                lines.append(f"{mark:<2}{candidate.algorithm.name:<16}  refused: {candidate.refusal}")
+                lines.append(f"{mark:<2}{candidate.algorithm.name:<18}  refused: {candidate.refusal}")
                 continue
             measured = "" if candidate.measured is None else _milliseconds(candidate.measured)
-            verdict = "chosen" if candidate is best else f"{candidate.seconds / best.seconds:.3g} times slower"
+            slower = candidate.seconds / best.seconds if best.seconds else math.inf  # nothing to compute takes no time
+            verdict = "chosen" if candidate is best else f"{slower:.3g} times slower"
             workspace = candidate.algorithm.workspace(self.problem) / 2**20
             lines.append(
-                f"{mark:<2}{candidate.algorithm.name:<16}{_milliseconds(candidate.estimate):>12}{measured:>12}"
+                f"{mark:<2}{candidate.algorithm.name:<18}{_milliseconds(candidate.estimate):>12}{measured:>12}"
                 f"{workspace:>8.1f} MiB  {verdict}"
             )
         if self.measured is not None:
