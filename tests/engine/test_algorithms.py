@@ -20,6 +20,7 @@ from wherever.engine.algorithms import (
     Phases,
     Places,
     Taps,
+    Trimmed,
     blockwise,
 )
 from wherever.engine.machine import Machine
@@ -378,3 +379,31 @@ def test_terms_of_what_is_not_finite_are_added_to_the_transform_of_the_rest(dire
                 np.testing.assert_array_equal(np.isnan(out), np.isnan(truth))
                 np.testing.assert_array_equal(np.isfinite(out), finite)
                 assert_close(out[finite], truth[finite], "float64")
+
+
+@pytest.mark.parametrize("direction", ["forward", "transpose", "weight_gradient"])
+@pytest.mark.parametrize("where", [None, "source", "operand"])
+@pytest.mark.parametrize(("size", "stride", "dilation"), [(1, 1, 1), (2, 2, 1), (2, 1, 3), (3, 4, 2)])
+def test_taps_that_never_meet_the_image_are_left_out(direction, where, size, stride, dilation):
+    """Of small images under large kernels; also where an infinite number meets the zeros outside through such a tap."""
+    problem = ConvProblem.from_shapes(
+        (2, size, size, 6),
+        (5, 6, 3, 4),
+        padding=2 * dilation,
+        stride=stride,
+        dilation=dilation,
+        layout="channels_last",
+        direction=direction,
+    )
+    source, operand = numbers(problem.source_shape, "float32"), numbers(problem.operand_shape, "float32", 1)
+    if where is not None:
+        {"source": source, "operand": operand}[where].reshape(-1)[0] = np.inf
+    with np.errstate(all="ignore"):
+        truth = expected(problem, source, operand)
+    willing = [a for a in ALGORITHMS if isinstance(a, Trimmed) and a.refuses(problem) is None]
+    assert willing or size > 1
+    for algorithm in willing:
+        out = np.full(problem.result_shape, 9, np.float32)
+        algorithm.prepare(problem, operand).run(source, out, 2)
+        np.testing.assert_array_equal(np.isnan(out), np.isnan(truth))
+        np.testing.assert_allclose(out, truth, rtol=1e-4, atol=1e-4)

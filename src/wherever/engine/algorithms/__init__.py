@@ -17,11 +17,15 @@ from wherever.engine.algorithms.places import Places
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.algorithms.separable import Separable
 from wherever.engine.algorithms.taps import Taps
+from wherever.engine.algorithms.trimmed import Trimmed
 from wherever.engine.algorithms.weight_gradient import Outer
 from wherever.engine.algorithms.winograd import Winograd
 from wherever.engine.algorithms.winograd_gradient import WinogradGradient
 
 _DIRECT: tuple[Algorithm, ...] = (Direct(), Grouped(), Panels(), Places(), Filter(), Depthwise(), Im2col())
+
+_PHASES, _PHASES_DIRECTLY = Phases("phases", (*_DIRECT, Winograd())), Phases("phases_directly", _DIRECT)
+_SUMS: tuple[Algorithm, ...] = (*_DIRECT, _PHASES_DIRECTLY, Outer(), DepthwiseGradient())
 
 ALGORITHMS: tuple[Algorithm, ...] = (
     Direct(),
@@ -34,11 +38,13 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Fourier(),
     FourierChannels(),
     FourierLines(),
-    Phases("phases", (*_DIRECT, Winograd())),
-    Phases("phases_directly", _DIRECT),
+    _PHASES,
+    _PHASES_DIRECTLY,
     Outer(),
     WinogradGradient(),
     DepthwiseGradient(),
+    Trimmed("trimmed", (*_SUMS, Winograd(), _PHASES, WinogradGradient())),
+    Trimmed("trimmed_directly", _SUMS),
     Separable(),
     Im2col(),
     Taps(),
@@ -67,6 +73,7 @@ __all__ = [
     "Prepared",
     "Separable",
     "Taps",
+    "Trimmed",
     "Winograd",
     "WinogradGradient",
 ]

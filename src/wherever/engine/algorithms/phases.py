@@ -98,15 +98,16 @@ def _decomposed(p: ConvProblem) -> Iterator[_Phase]:
         yield _Phase(places, taps, problem)
 
 
-def _willing(algorithms: tuple[Algorithm, ...], problem: ConvProblem) -> list[Algorithm]:
+def willing(algorithms: tuple[Algorithm, ...], problem: ConvProblem) -> list[Algorithm]:
+    """Those that do not refuse a problem."""
     return [algorithm for algorithm in algorithms if algorithm.refuses(problem) is None]
 
 
 @functools.lru_cache(maxsize=1024)
-def _best(algorithms: tuple[Algorithm, ...], problem: ConvProblem) -> tuple[float, Algorithm]:
-    """The cheapest algorithm for a phase, and what it costs."""
+def best_of(algorithms: tuple[Algorithm, ...], problem: ConvProblem) -> tuple[float, Algorithm]:
+    """The cheapest of some algorithms for a problem, and what it costs."""
     machine = Machine()
-    estimates = [(algorithm.estimate(problem, machine), algorithm) for algorithm in _willing(algorithms, problem)]
+    estimates = [(algorithm.estimate(problem, machine), algorithm) for algorithm in willing(algorithms, problem)]
     return min(estimates, key=lambda pair: pair[0])
 
 
@@ -138,7 +139,7 @@ class Phases(Algorithm):
         if not problem.multiply_adds:
             return "there is nothing to sum"
         for phase in _phases(problem):
-            if phase.problem is not None and not _willing(self.algorithms, phase.problem):
+            if phase.problem is not None and not willing(self.algorithms, phase.problem):
                 return "no algorithm computes one of its phases"
         return None
 
@@ -147,18 +148,18 @@ class Phases(Algorithm):
         problems = [phase.problem for phase in _phases(problem) if phase.problem is not None]
         apart = 2 if problem.layout == "channels_first" else 0.5
         written = apart * math.prod(problem.x_shape) / machine.copy * working_dtype(problem.dtype).itemsize / 4
-        return sum(_best(self.algorithms, p)[0] for p in problems) + written + 5 * len(problems) * machine.call
+        return sum(best_of(self.algorithms, p)[0] for p in problems) + written + 5 * len(problems) * machine.call
 
     def preparation(self, problem: ConvProblem, machine: Machine) -> float:
         """A copy of all taps, and what each phase prepares of its own."""
         problems = [phase.problem for phase in _phases(problem) if phase.problem is not None]
-        parts = sum(_best(self.algorithms, p)[1].preparation(p, machine) for p in problems)
+        parts = sum(best_of(self.algorithms, p)[1].preparation(p, machine) for p in problems)
         return super().preparation(problem, machine) + parts
 
     def workspace(self, problem: ConvProblem) -> int:
         """That of one phase."""
         problems = [phase.problem for phase in _phases(problem) if phase.problem is not None]
-        return max((_best(self.algorithms, p)[1].workspace(p) for p in problems), default=0)
+        return max((best_of(self.algorithms, p)[1].workspace(p) for p in problems), default=0)
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Prepare the weights of every phase."""
@@ -181,7 +182,7 @@ class Phases(Algorithm):
                 prepared.append((phase, None))
                 continue
             weights = w[phase.taps].reshape(part.w_shape)
-            algorithm = _best(self.algorithms, part)[1]
+            algorithm = best_of(self.algorithms, part)[1]
             prepared.append((phase, algorithm.prepare(part, weights, bias)))
         return PhasesPrepared(problem, prepared, bias)
 

@@ -182,13 +182,13 @@ def store_taps(out: Array, values: Array) -> None:
     if flat is not None:
         assign(flat, values)
     else:
-        out[...] = values.reshape(out.shape)
+        assign(out, values.reshape(out.shape))
 
 
 def taps_joined(out: Array, taps: int) -> Array | None:
     """An array (K, C, *kernel) as (K, C, taps); None if its memory does not take the taps as one axis."""
-    flat = out.reshape(*out.shape[:2], taps)
-    return flat if np.may_share_memory(flat, out) else None
+    single = _pitch(list(zip(reversed(out.shape[2:]), reversed(out.strides[2:]), strict=True))) != 0
+    return out.reshape(*out.shape[:2], taps) if single else None
 
 
 class OuterPrepared:
