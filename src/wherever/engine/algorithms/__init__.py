@@ -19,7 +19,7 @@ from wherever.engine.algorithms.separable import Separable
 from wherever.engine.algorithms.taps import Taps
 from wherever.engine.algorithms.trimmed import Trimmed
 from wherever.engine.algorithms.weight_gradient import Outer
-from wherever.engine.algorithms.winograd import Winograd
+from wherever.engine.algorithms.winograd import Winograd, WinogradOnce
 from wherever.engine.algorithms.winograd_gradient import WinogradGradient
 
 _DIRECT: tuple[Algorithm, ...] = (Direct(), Grouped(), Panels(), Places(), Filter(), Depthwise(), Im2col())
@@ -33,6 +33,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Panels(),
     Places(),
     Winograd(),
+    WinogradOnce(),
     Filter(),
     Depthwise(),
     Fourier(),
@@ -76,4 +77,5 @@ __all__ = [
     "Trimmed",
     "Winograd",
     "WinogradGradient",
+    "WinogradOnce",
 ]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
-from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
+from wherever.engine.algorithms.forward import as_forward, finite, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, last_axes
@@ -78,7 +78,7 @@ class Direct(Algorithm):
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Pack the weights by blocks of output channels."""
-        if problem.direction == "transpose" and not np.isfinite(operand).all():
+        if problem.direction == "transpose" and not finite(operand):
             # An infinite weight would meet the zeros outside, and they are not there.
             return Im2colPrepared(problem, operand, bias)
         return _arranged(self, as_forward(problem)).with_weights(forward_weights(problem, operand), bias)

@@ -63,6 +63,16 @@ def _reversed(problem: ConvProblem) -> ConvProblem:
     )
 
 
+def finite(w: Array) -> bool:
+    """Whether all weights are finite: read once, at the speed of memory."""
+    if w.dtype.char in "fd":
+        flat = w.ravel(order="K")
+        with np.errstate(all="ignore"):
+            if np.isfinite(np.dot(flat, flat)):  # the sum of what is finite may overflow
+                return True
+    return bool(np.isfinite(w).all())
+
+
 def forward_weights(problem: ConvProblem, operand: Array) -> Array:
     """The weights of `as_forward`: of a transpose reversed, with input and output channels exchanged."""
     if problem.direction == "forward":

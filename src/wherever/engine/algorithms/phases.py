@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first, per_channel
+from wherever.engine.algorithms.forward import finite
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import last_axes
@@ -163,7 +162,7 @@ class Phases(Algorithm):
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Prepare the weights of every phase."""
-        if not np.isfinite(operand).all():
+        if not finite(operand):
             # An infinite weight would meet the zeros outside, and they are not there.
             return Im2colPrepared(problem, operand, bias)
         w = operand.astype(working_dtype(problem.dtype), copy=False)

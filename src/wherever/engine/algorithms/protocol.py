@@ -55,10 +55,16 @@ class Algorithm(Protocol):
         return 0.0
 
     def preparation(self, problem: ConvProblem, machine: Machine) -> float:
-        """Seconds that preparing the operand takes, as far as they grow with it: here, to copy it in another order."""
+        """Seconds that preparing the operand takes, as far as they grow with it: here, to copy it in another order.
+
+        Copies that no cache holds are written to memory, and read from there again.
+        """
         if problem.direction == "weight_gradient":
             return 0.0  # the other operand is as large, and part of the estimate
-        return 8 * math.prod(problem.w_shape) * working_dtype(problem.dtype).itemsize / 4 / machine.copy
+        size = working_dtype(problem.dtype).itemsize
+        numbers = math.prod(problem.w_shape)
+        beyond = min(1.0, numbers * size / (16 * machine.cache))
+        return (3 + 2.5 * beyond) * numbers * size / 4 / machine.copy
 
     def workspace(self, problem: ConvProblem) -> int:
         """Bytes needed beside the operands and the result."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
-import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,11 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first, per_channel, store
-from wherever.engine.algorithms.forward import as_forward, forward_weights, refuses_sums
+from wherever.engine.algorithms.forward import as_forward, finite, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, fewest_pieces, footprint, gather, grid, last_axes, places
-from wherever.engine.copies import assign, exchanging
+from wherever.engine.copies import assign, exchanging, readable
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.cook_toom import MOST_POINTS
 from wherever.engine.kernels.winograd import OUTSIDE, Phases, active, winograd, winograd_weights
@@ -31,6 +32,7 @@ _MOST_POINTS = {"f": {1: MOST_POINTS, 2: 6, 3: 6}, "d": {1: 6, 2: 6, 3: 6}}
 _MOST_OF_ALL = {1: MOST_POINTS, 2: 36, 3: 144}  # of all dimensions together
 _MOST_PHASES = 4  # of a stride, in all dimensions together
 _STREAMED_TILES = 28  # at least so many tiles share one reading of the transformed weights
+_ONCE_BYTES = 48 << 20  # of a workspace
 _PART_BYTES = 2 << 20  # of the input of one part, and of its result where both have their channels first
 
 
@@ -68,9 +70,10 @@ class Winograd(Algorithm):
 
     def preparation(self, problem: ConvProblem, machine: Machine) -> float:
         """A copy in another order; transformed weights written, of more points than the kernel has taps."""
-        tiling = best_tiling(as_forward(problem), machine)
-        points = _work(as_forward(problem), tiling.tile)
-        return super().preparation(problem, machine) * (0.5 + points / problem.taps / 2)
+        forward, size = as_forward(problem), working_dtype(problem.dtype).itemsize
+        points, pairs = _work(forward, best_tiling(forward, machine).tile), math.prod(problem.w_shape[:2])
+        beyond = min(1.0, points * pairs * size / (24 * machine.cache))
+        return (1.5 + 2.5 * beyond) * (problem.taps + points) * pairs * size / 4 / machine.copy
 
     def workspace(self, problem: ConvProblem) -> int:
         """Of one block: its input and output, and both transformed."""
@@ -78,9 +81,54 @@ class Winograd(Algorithm):
 
     def prepare(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> Prepared:
         """Transform the weights."""
-        if problem.direction == "transpose" and not np.isfinite(operand).all():
+        if problem.direction == "transpose" and not finite(operand):
             return Im2colPrepared(problem, operand, bias)
-        return WinogradPrepared(as_forward(problem), forward_weights(problem, operand), bias)
+        forward = as_forward(problem)
+        arranged = self.arranged(forward)
+        return arranged.with_weights(forward_weights(problem, operand), bias)
+
+    def arranged(self, forward: ConvProblem) -> WinogradPrepared:
+        """A forward problem without weights, for whichever come."""
+        return _arranged(WinogradPrepared, forward, best_tiling(forward, Machine()))
+
+
+class WinogradOnce(Winograd):
+    """Winograd for weights that are used once: a block of output channels at a time is transformed, and used.
+
+    What is transformed of all weights of a layer is several times as large as they are, and too large for the caches;
+    to write it to memory, and to read it again, takes longer than the products with a few tiles. Of a block it stays in
+    the cache. All tiles are transformed before, and wait for their products with each of the blocks.
+    """
+
+    name = "winograd_once"
+
+    def refuses(self, problem: ConvProblem) -> str | None:
+        """What `Winograd` refuses, phases of a stride, and too many tiles."""
+        refusal = super().refuses(problem)
+        if refusal is not None:
+            return refusal
+        forward = as_forward(problem)
+        if math.prod(map(len, phase_taps(forward))) > 1:
+            return "has no phases of a stride"
+        if self.workspace(problem) > _ONCE_BYTES:
+            return "transforms all tiles before any product, and here they are too many"
+        return None
+
+    def estimate(self, problem: ConvProblem, machine: Machine) -> float:
+        """The cost of the best tiles, and of transforming the weights: never below that with weights prepared."""
+        return max(once_tiling(as_forward(problem), machine).seconds, 1.01 * super().estimate(problem, machine))
+
+    def preparation(self, problem: ConvProblem, machine: Machine) -> float:
+        """Nothing: weights are looked at when they are used."""
+        return 0.0
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """All tiles transformed; weights, and their products, of one block; what is turned."""
+        return once_tiling(as_forward(problem), Machine()).workspace
+
+    def arranged(self, forward: ConvProblem) -> WinogradPrepared:
+        """A forward problem without weights."""
+        return _arranged(WinogradOncePrepared, forward, once_tiling(forward, Machine()))
 
 
 def refuses_tiles(problem: ConvProblem) -> str | None:
@@ -258,6 +306,44 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     return Tiling(tile, shape, images, together, rows, vectors, seconds, workspace)
 
 
+@functools.lru_cache(maxsize=512)
+def once_tiling(problem: ConvProblem, machine: Machine) -> Tiling:
+    """The cheapest tiles for weights that are used once."""
+    tilings = (_once_tiling(problem, machine, tile) for tile in allowed_tiles(problem))
+    return min(tilings, key=lambda tiling: tiling.seconds)
+
+
+def _once_tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Tiling:
+    dtype = working_dtype(problem.dtype)
+    lanes, size, points = host().lanes(dtype.name), dtype.itemsize, math.prod(points_of(problem, tile))
+    classes = y_steps(problem)
+    steps = [m * e for m, e in zip(tile, classes, strict=True)]
+    shape = tuple(-(-n // step) * step for n, step in zip(problem.output, steps, strict=True))
+    axes = zip(problem.output, tile, classes, strict=True)
+    tiles = problem.batch * math.prod(tiles_along(*axis) for axis in axes)
+    outputs = -(-problem.group_out // lanes)
+    # One vector at a time, where more of the transformed weights would not stay in the cache.
+    each = points * problem.group_in * lanes * size
+    rows, vectors = _register_tile(tiles, min(outputs, max(1, 2 * machine.cache // each)))
+    worked = -(-tiles // rows) * rows * problem.groups
+    padded_out = -(-outputs // vectors) * vectors * lanes
+    v_pixel = _v_pixel(problem, lanes)
+    loads = max(1.0, (rows + vectors) / (rows * vectors))
+    sums = worked * points * problem.group_in * padded_out * loads / machine.multiply_adds
+    transforms = worked * points * (v_pixel + padded_out) * problem.spatial / machine.transforms
+    weights = problem.groups * problem.group_in * padded_out
+    prepared = weights * ((2 * problem.taps + points) / machine.copy + points * problem.spatial / machine.transforms)
+    foot = math.prod(footprint(problem, shape, problem.dilation)) * problem.in_channels * problem.batch
+    written = problem.batch * math.prod(shape) * problem.out_channels
+    turned = foot + written if problem.layout == "channels_first" else 0
+    moved = (1.5 * foot + written + 2 * turned) / machine.copy
+    calls = 6 + problem.groups * (3 + 8 * padded_out // (vectors * lanes))
+    seconds = (sums + transforms + prepared + moved) * size / 4 + calls * machine.call
+    held = worked // problem.groups * points * (v_pixel + vectors * lanes) + turned
+    workspace = (held + (points + problem.taps) * problem.group_in * vectors * lanes) * size
+    return Tiling(tile, shape, problem.batch, tiles, rows, vectors, seconds, workspace)
+
+
 def _register_tile(tiles: int, blocks: int) -> tuple[int, int]:
     """(tiles, vectors of output channels) of the products: what wastes least of both, and loads least."""
     registers = host().registers
@@ -356,8 +442,11 @@ def _distances(places: list[npt.NDArray[np.int64]], pitches: tuple[int, ...]) ->
 
 def tiled(p: ConvProblem, tile: tuple[int, ...], shape: tuple[int, ...], images: int) -> list[Part]:
     """The parts of a problem, of so many outputs and images each; where tiles are few, kept for other weights."""
-    few = math.prod(-(-n // m) for n, m in zip((p.batch, *p.output), (1, *tile), strict=True)) <= _KEPT
-    return (_tiled_once if few else _tiled)(p, tile, shape, images)
+    return (_tiled_once if _few(p, tile) else _tiled)(p, tile, shape, images)
+
+
+def _few(p: ConvProblem, tile: tuple[int, ...]) -> bool:
+    return math.prod(-(-n // m) for n, m in zip((p.batch, *p.output), (1, *tile), strict=True)) <= _KEPT
 
 
 def _tiled(p: ConvProblem, tile: tuple[int, ...], shape: tuple[int, ...], images: int) -> list[Part]:
@@ -412,16 +501,28 @@ def _spread(pitches: tuple[int, ...], apart: tuple[int, ...]) -> tuple[int, ...]
     return tuple(pitch * step for pitch, step in zip(pitches, apart, strict=True))
 
 
+def _arranged(kind: Callable[..., WinogradPrepared], problem: ConvProblem, tiling: Tiling) -> WinogradPrepared:
+    """A problem without weights; kept, where its tables are small."""
+    return _kept(kind, problem, tiling) if _few(problem, tiling.tile) else kind(problem, tiling)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(kind: Callable[..., WinogradPrepared], problem: ConvProblem, tiling: Tiling) -> WinogradPrepared:
+    return kind(problem, tiling)
+
+
 class WinogradPrepared:
     """Weights transformed, as (groups, point, block of output channels, phase, input channel, vectors * lanes)."""
 
-    def __init__(
-        self, problem: ConvProblem, operand: Array, bias: Array | None = None, tiling: Tiling | None = None
-    ) -> None:
+    operand: Array
+    given_bias: Array | None
+    weight: Array
+    bias: Array
+
+    def __init__(self, problem: ConvProblem, tiling: Tiling) -> None:
         self.problem = p = problem
-        self.operand, self.given_bias = operand, bias
         self.dtype = working_dtype(p.dtype)
-        self.tiling = tiling = tiling or best_tiling(p, Machine())
+        self.tiling = tiling
         name = self.dtype.name
         self.lanes = lanes = host().lanes(name)
         points, phases = points_of(p, tiling.tile), phase_taps(p)
@@ -433,9 +534,9 @@ class WinogradPrepared:
         self.terms = np.array([p.group_in * len(active(self.phases, points, i)) for i in np.ndindex(points)], np.int64)
         self.width = tiling.vectors * lanes  # of a block of output channels
         self.blocks = -(-p.group_out // self.width)
-        summed = len(self.phases) * p.group_in
-        self.panel = self.points * self.blocks * summed * self.width  # numbers of one group's transformed weights
-        self.v_pixel, self.m_pixel = _v_pixel(p, lanes), _pixel(self.blocks * self.width, lanes)
+        self.summed = len(self.phases) * p.group_in
+        self.panel = self.points * self.blocks * self.summed * self.width  # numbers of a group's transformed weights
+        self.v_pixel, self.m_pixel = _v_pixel(p, lanes), _pixel(self.held_blocks * self.width, lanes)
         self.kernel = compiled(
             winograd,
             dtype=name,
@@ -453,45 +554,93 @@ class WinogradPrepared:
             vectors=tiling.vectors,
             ahead=tiling.vectors if tiling.together <= tiling.rows else 1,
         )
-        self.bias = np.zeros((p.groups, self.blocks * self.width), self.dtype)
-        if bias is not None:
-            self.bias[:, : p.group_out] = bias.reshape(p.groups, p.group_out)
+        self.transforms = [
+            compiled(
+                winograd_weights,
+                dtype=name,
+                tile=tiling.tile,
+                taps=_taps(p),
+                phases=self.phases,
+                phase=number,
+                vectors=tiling.vectors,
+            )
+            for number in range(len(self.phases))
+        ]
+        # The taps of each phase, as an index of kernels.
+        split = [len(taps) > 1 for taps in phases]
+        self.phase_taps = [
+            last_axes(
+                slice(q, None, s if several else None)
+                for (q, _), s, several in zip(phase, p.stride, split, strict=True)
+            )
+            for phase in self.phases
+        ]
+        self.unbiased = np.zeros((p.groups, self.blocks * self.width), self.dtype)
         self.filler = np.full(p.group_in, 0 if isinstance(p.boundary, str) else p.boundary, self.dtype)
-        self.weight = self._transformed(operand)
-        self._work: dict[tuple[Any, ...], list[_Work]] = {}
         self.parts = tiled(p, tiling.tile, tiling.shape, tiling.images)
+        self._work: dict[tuple[Any, ...], list[_Work]] = {}  # does not depend on weights
 
-    @functools.cached_property
+    @property
+    def held_blocks(self) -> int:
+        """How many blocks of output channels are multiplied by one call of the kernel."""
+        return self.blocks
+
+    def with_weights(self, operand: Array, bias: Array | None) -> WinogradPrepared:
+        """The same with these weights."""
+        new = copy.copy(self)
+        new.operand, new.given_bias = operand, bias
+        new.bias = self.unbiased
+        if bias is not None:
+            new.bias = np.zeros_like(self.unbiased)
+            new.bias[:, : self.problem.group_out] = bias.reshape(self.problem.groups, -1)
+        new.weight = self.transformed(self.by_group(operand))
+        return new
+
+    def by_group(self, operand: Array) -> Array:
+        """The weights as (groups, K / groups, C / groups, *kernel), in the type of the sums."""
+        p = self.problem
+        return operand.astype(self.dtype, copy=False).reshape(p.groups, p.group_out, p.group_in, *p.kernel)
+
+    def transformed(self, given: Array) -> Array:
+        """All weights transformed."""
+        p, size = self.problem, self.dtype.itemsize
+        u = run.unwritten(p.groups * self.panel, self.dtype)
+        for group in range(p.groups):
+            self.transform(given[group], self.blocks, u.ctypes.data + group * self.panel * size)
+        return u
+
+    def transform(self, given: Array, blocks: int, u: int) -> None:
+        """Transform some blocks of weights (k, C, *kernel) to an address."""
+        p, size = self.problem, self.dtype.itemsize
+        for kernel, taps in zip(self.transforms, self.phase_taps, strict=True):
+            some = given[taps]
+            if len(some) != blocks * self.width or not readable(some, self.dtype, 0):
+                # Output channels are brought together first.
+                shape = (*some.shape[2:], p.group_in, blocks * self.width)
+                w = run.workspace("weights", math.prod(shape), dtype=self.dtype)[0].reshape(shape)
+                w[..., len(some) :] = 0
+                assign(w[..., : len(some)], some.transpose(*range(2, some.ndim), 1, 0))
+                some = w.transpose(-1, -2, *range(p.spatial))
+            sizes = np.array([p.group_in, blocks, *(stride // size for stride in some.strides[1:])], np.int64)
+            kernel(some.ctypes.data, u, sizes.ctypes.data)
+
+    @property
     def direct(self) -> Im2colPrepared:
         """Direct summation of what a transform would spoil."""
         return Im2colPrepared(self.problem, self.operand)
 
-    def _transformed(self, operand: Array) -> Array:
-        p, size = self.problem, self.dtype.itemsize
-        u = run.unwritten(p.groups * self.panel, self.dtype)
-        given = operand.astype(self.dtype, copy=False).reshape(p.groups, p.group_out, p.group_in, *p.kernel)
-        sizes = np.array([p.group_in, self.blocks], np.int64)
-        split = [len(taps) > 1 for taps in phase_taps(p)]
-        for number, phase in enumerate(self.phases):
-            kernel = compiled(
-                winograd_weights,
-                dtype=self.dtype.name,
-                tile=self.tiling.tile,
-                taps=_taps(p),
-                phases=self.phases,
-                phase=number,
-                vectors=self.tiling.vectors,
-            )
-            steps = zip(phase, p.stride, split, strict=True)
-            some = given[last_axes(slice(q, None, s if several else None) for (q, _), s, several in steps)]
-            some = some.reshape(p.groups, p.group_out, p.group_in, -1)
-            shape = (some.shape[-1], p.group_in, self.blocks * self.width)
-            w = run.workspace("weights", math.prod(shape), dtype=self.dtype)[0].reshape(shape)
-            w[:, :, p.group_out :] = 0
-            for group in range(p.groups):
-                assign(w[:, :, : p.group_out], some[group].transpose(2, 1, 0))
-                kernel(w.ctypes.data, u.ctypes.data + group * self.panel * size, sizes.ctypes.data)
-        return u
+    def share(self, x: int, y: int, work: _Work, call: _Call) -> bool:
+        """Compute some tiles of some output channels; return whether all results are finite."""
+        last, size = call.scratch[-1], self.dtype.itemsize
+        (memory,) = run.workspace("tiles", last + self.lanes, dtype=self.dtype)
+        address, odd = memory.ctypes.data, memory[last:]
+        fixed = (*(address + start * size for start in call.scratch), *call.addresses, call.sizes.ctypes.data)
+        filler, weight, bias = self.filler.ctypes.data, self.weight.ctypes.data, self.bias.ctypes.data
+        finite = True
+        for in_x, in_weight, in_bias, in_y in work.groups:
+            self.kernel(x + in_x, filler, weight + in_weight, bias + in_bias, y + in_y, *fixed)
+            finite = finite and bool(odd.dot(odd) == 0)  # zeros, or NaN
+        return finite
 
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute into ``out``; see `Prepared.run`."""
@@ -505,7 +654,7 @@ class WinogradPrepared:
                 self._work.clear()
             work = self._work[key] = [_Work(self, part, x, y, within) for part in self.parts]
         begin = (x.ctypes.data, y.ctypes.data)
-        run.for_each(lambda part: part.run(x, y, begin, within), work, threads if within == 1 else 1)
+        run.for_each(lambda part: part.run(self, x, y, begin, within), work, threads if within == 1 else 1)
 
     def shares(self, tiles: int, threads: int) -> list[tuple[range, range]]:
         """Ranges of tiles and of blocks of output channels: the tiles shared out, where there are enough; else both."""
@@ -519,6 +668,10 @@ class WinogradPrepared:
         cuts = [self.blocks * i // pieces for i in range(pieces + 1)]
         return [(range(tiles), range(a, b)) for a, b in itertools.pairwise(cuts)]
 
+    def sizes_of(self, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The sizes of each call of the kernel for a share."""
+        return sizes
+
     def pitches(self, a: Array, channels: int) -> tuple[int, ...] | None:
         """Pitches of the images and dimensions of an array (n, channels, *S), if the kernel can work on it as it is."""
         size = self.dtype.itemsize
@@ -528,6 +681,55 @@ class WinogradPrepared:
         if (channel != size and channels > 1) or (places[-1] != channels * size and a.shape[-1] > 1):
             return None
         return (images // size, *(stride // size for stride in places))
+
+
+class WinogradOncePrepared(WinogradPrepared):
+    """Weights as they are, of which one block of output channels at a time is transformed."""
+
+    @property
+    def held_blocks(self) -> int:
+        """How many blocks of output channels are multiplied by one call of the kernel."""
+        return 1
+
+    def transformed(self, given: Array) -> Array:
+        """The weights themselves."""
+        return given
+
+    def shares(self, tiles: int, threads: int) -> list[tuple[range, range]]:
+        """All tiles and some blocks of output channels."""
+        pieces = min(threads, self.blocks)
+        cuts = [self.blocks * i // pieces for i in range(pieces + 1)]
+        return [(range(tiles), range(a, b)) for a, b in itertools.pairwise(cuts)]
+
+    def sizes_of(self, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Of the calls for each block: the first transforms the tiles; all find nothing but one block of weights."""
+        first, last = sizes[4:6]
+        each = np.repeat(sizes[None], last - first, axis=0)
+        each[1:, 3] = 0
+        each[:, 4] = np.arange(first, last)
+        each[:, 5], each[:, 6] = each[:, 4] + 1, 1
+        return each
+
+    def share(self, x: int, y: int, work: _Work, call: _Call) -> bool:
+        """Compute all tiles of some output channels; return whether all results are finite."""
+        size, lanes = self.dtype.itemsize, self.lanes
+        panel = self.points * self.summed * self.width
+        memory, u = run.workspace("tiles", call.scratch[-1] + lanes, panel, dtype=self.dtype)
+        address, weight, odd = memory.ctypes.data, u.ctypes.data, memory[call.scratch[-1] :]
+        v, m, *rest = (address + start * size for start in call.scratch)
+        filler, bias = self.filler.ctypes.data, self.bias.ctypes.data
+        finite = True
+        for group, (in_x, _, in_bias, in_y) in enumerate(work.groups):
+            for sizes in call.sizes:
+                block = int(sizes[4])
+                outputs = slice(block * self.width, (block + 1) * self.width)
+                self.transform(self.weight[group, outputs], 1, weight)
+                # The kernel counts blocks from the first of all.
+                before = block * self.width * size
+                arrays = (x + in_x, filler, weight - self.summed * before, bias + in_bias, y + in_y, v, m - before)
+                self.kernel(*arrays, *rest, *call.addresses, sizes.ctypes.data)
+                finite = finite and bool(odd.dot(odd) == 0)  # zeros, or NaN
+        return finite
 
 
 @dataclass(frozen=True)
@@ -554,7 +756,6 @@ class _Work:
 
     def __init__(self, prepared: WinogradPrepared, part: Part, x: Array, y: Array, threads: int) -> None:
         p, block, size, tiling = prepared.problem, part.block, prepared.dtype.itemsize, prepared.tiling
-        self.prepared: WinogradPrepared = weakref.proxy(prepared)  # no circle: its memory is free when it is gone
         self.part = part
         x_pitches, y_pitches = prepared.pitches(x, p.in_channels), prepared.pitches(y, p.out_channels)
         # Where, in bytes: the images of x, or what is seen of them; the outputs of y.
@@ -582,29 +783,29 @@ class _Work:
         pitches = (*_spread(x_pitches[1:], x_steps(p)), *_spread(y_pitches[1:], y_steps(p)))
         self.calls = []
         for tiles, blocks in prepared.shares(part.count, threads):
-            span = (tiles.start, tiles.stop, tiling.together, blocks.start, blocks.stop, prepared.blocks)
+            span = (tiles.start, tiles.stop, tiling.together, 1, blocks.start, blocks.stop, prepared.blocks)
             sizes = np.array([*span, *pitches, *(axis.x.shape[1] for axis in part.axes)], np.int64)
+            sizes = prepared.sizes_of(sizes)
             held = -(-min(tiling.together, len(tiles)) // tiling.rows) * tiling.rows * prepared.points
             edge = max(prepared.points * p.in_channels, math.prod(tiling.tile) * p.out_channels)
             ends = np.cumsum(
                 [held * prepared.v_pixel, held * prepared.m_pixel, -(-edge // prepared.lanes) * prepared.lanes]
             )
-            self.calls.append(_Call(sizes, (0, *ends.tolist()), tuple(array.ctypes.data for array in (*tables, sizes))))
+            self.calls.append(_Call(sizes, (0, *ends.tolist()), tuple(array.ctypes.data for array in tables)))
         self.tables = tables
-        constants = (prepared.filler.ctypes.data, prepared.weight.ctypes.data, prepared.bias.ctypes.data)
-        steps = (p.group_in * size, 0, prepared.panel * size, prepared.bias.strides[0], p.group_out * size)
-        self.groups = [
-            tuple(start + group * step for start, step in zip((0, *constants, 0), steps, strict=True))
-            for group in range(p.groups)
-        ]
+        # Where the channels, weights, bias and outputs of each group begin, in bytes.
+        steps = (p.group_in * size, prepared.panel * size, prepared.unbiased.strides[0], p.group_out * size)
+        self.groups = [tuple(group * step for step in steps) for group in range(p.groups)]
 
-    def run(self, source: Array, result: Array, begin: tuple[int, int], threads: int) -> None:
-        """Compute the part of ``result``; both arrays, and where they begin."""
+    def run(
+        self, prepared: WinogradPrepared, source: Array, result: Array, begin: tuple[int, int], threads: int
+    ) -> None:
+        """Compute the part of ``result`` with some weights; both arrays, and where they begin."""
         x, y = begin[0] + self.x_start, begin[1] + self.y_start
-        seen, target, block, size = x, y, self.part.block, self.prepared.dtype.itemsize
+        seen, target, block, size = x, y, self.part.block, prepared.dtype.itemsize
         memory = None
         if self.copied:
-            (memory,) = run.workspace("turned", self.copied, dtype=self.prepared.dtype)
+            (memory,) = run.workspace("turned", self.copied, dtype=prepared.dtype)
             address = memory.ctypes.data
             if self.foot is not None:
                 seen = address
@@ -616,13 +817,12 @@ class _Work:
             foot = memory[: math.prod(self.foot)].reshape(self.foot)
             assign(_channels_behind(foot), source[self.seen])
         if len(self.calls) == 1:
-            finite = self._share(seen, target, self.calls[0])
+            finite = prepared.share(seen, target, self, self.calls[0])
         else:
             each: list[bool] = []
-            run.for_each(lambda call: each.append(self._share(seen, target, call)), self.calls, threads)
+            run.for_each(lambda call: each.append(prepared.share(seen, target, self, call)), self.calls, threads)
             finite = all(each)
         if not finite:
-            prepared = self.prepared
             sums = prepared.direct.forward_block(gather(prepared.problem, source, block, prepared.dtype), block)
             added = per_channel(prepared.problem, prepared.given_bias, prepared.dtype)
             store(result[block.outputs], sums, added)
@@ -632,18 +832,6 @@ class _Work:
             assert memory is not None
             values = memory[self.result_start : self.copied].reshape(self.result)
             assign(result[block.outputs], _channels_behind(values))
-
-    def _share(self, x: int, y: int, call: _Call) -> bool:
-        """Compute some tiles of some output channels; return whether all results are finite."""
-        dtype, last = self.prepared.dtype, call.scratch[-1]
-        (memory,) = run.workspace("tiles", last + self.prepared.lanes, dtype=dtype)
-        address, odd = memory.ctypes.data, memory[last:]
-        fixed = (*(address + start * dtype.itemsize for start in call.scratch), *call.addresses)
-        finite = True
-        for in_x, filler, weight, bias, in_y in self.groups:
-            self.prepared.kernel(x + in_x, filler, weight, bias, y + in_y, *fixed)
-            finite = finite and bool(odd.dot(odd) == 0)  # zeros, or NaN
-        return finite
 
 
 def _channels_behind(a: Array) -> Array:

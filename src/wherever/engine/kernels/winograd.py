@@ -94,9 +94,9 @@ def winograd(
     these tell how far every place along a dimension is from the image's beginning, in x (one phase after the other) and
     in y; terms, how many products are added at each point.
 
-    The sizes: first and last tile, and how many are worked on together; first and last block of output channels, number
-    of these blocks; how far apart the places of a tile are in each dimension, in x and in y; entries of one phase in
-    each dimension.
+    The sizes: first and last tile, and how many are worked on together; whether these have to be transformed, or V is
+    what an earlier call left; first and last block of output channels, number of these blocks; how far apart the places
+    of a tile are in each dimension, in x and in y; entries of one phase in each dimension.
     """
     lanes = target.lanes(dtype)
     dimensions = len(tile)
@@ -105,7 +105,7 @@ def winograd(
     number, block, terms = math.prod(points), vectors * lanes, len(phases) * channels
     x_names, y_names = ([f"{name}_pitch{dim}" for dim in range(dimensions)] for name in "xy")
     lengths = [f"length{dim}" for dim in range(dimensions)]
-    sizes = ["tile", "tiles", "together", "first", "last", "blocks", *x_names, *y_names, *lengths]
+    sizes = ["tile", "tiles", "together", "transforming", "first", "last", "blocks", *x_names, *y_names, *lengths]
     arrays = ["x", "filler", "u", "bias", "y", "v", "m", "edge", "odd", "tile_table", "x_places", "y_places", "terms"]
     kernel = Kernel("winograd", dtype, lanes, arrays, sizes)
     size = kernel.size
@@ -219,7 +219,8 @@ def winograd(
 
     with kernel.loop(size("tile"), size("tiles"), size("together")) as start:
         count = kernel.number(kernel.minimum(size("together"), size("tiles") - start))
-        transform(start, count)
+        with kernel.when(size("transforming") > 0):
+            transform(start, count)
         products((count + (rows - 1)) // rows)
         transform_back(start, count)
     kernel.array("odd", 1)[0].store(odd[0])
@@ -231,17 +232,18 @@ def winograd_weights(
 ) -> Kernel:
     """Write U = G w of one phase, for every pair of input channel and vector of output channels.
 
-    The arrays: w (tap, channel, blocks * vectors * lanes) with zeros behind the last output channel; u as `winograd`
-    reads it. The sizes: number of channels, of blocks.
+    The arrays: w, with its output channels side by side, whole blocks of them; u as `winograd` reads it. The sizes:
+    number of channels, of blocks; numbers of w from one channel to the next, and from one tap in each dimension.
     """
     lanes = target.lanes(dtype)
     matrices = _short(phases[phase], [cook_toom(m, r)[1] for m, r in zip(tile, taps, strict=True)])
     points = tuple(m + r - 1 for m, r in zip(tile, taps, strict=True))
-    kernel = Kernel("winograd_weights", dtype, lanes, ["w", "u"], ["channels", "blocks"])
+    pitches = [f"tap{dim}" for dim in range(len(tile))]
+    kernel = Kernel("winograd_weights", dtype, lanes, ["w", "u"], ["channels", "blocks", "channel", *pitches])
     channels, blocks = kernel.size("channels"), kernel.size("blocks")
     block, terms = vectors * lanes, channels * len(phases)
     taps = [r - short for r, (_, short) in zip(taps, phases[phase], strict=True)]
-    w = kernel.array("w", *_pitches(taps, channels * blocks * block), blocks * block, 1)
+    w = kernel.array("w", *(kernel.size(pitch) for pitch in pitches), kernel.size("channel"), 1)
     u = kernel.array("u", *_pitches(points, blocks * terms * block), terms * block, block, 1)
     with kernel.loop(channels) as c, kernel.loop(blocks) as k, kernel.loop(0, block, lanes) as lane:
         given = _each(tuple(taps), w, c, k * block + lane)
