@@ -237,6 +237,39 @@ def test_the_report_names_every_layer():
     assert len(swapped.report.rows) == 2
 
 
+def test_what_is_slower_as_a_whole_is_left_to_pytorch(monkeypatch):
+    import importlib
+
+    module = importlib.import_module("wherever.torch.accelerate")
+    for times in ([2.0, 1.0], [1.0, 2.0]):
+        monkeypatch.setattr(module, "_whole_contest", lambda runs, inputs, times=times: times)
+        model, x = make("residual"), torch.randn(1, 3, 16, 16)
+        fast = accelerate(model, x)
+        close(fast(x), model(x).detach())
+        assert ("faster in PyTorch" in str(fast.report)) == (times[0] > times[1])
+
+
+class Changing(nn.Module):
+    """Changes its input in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.layer(x.add_(1))
+
+
+def test_an_input_is_changed_as_often_as_the_model_changes_it():
+    model = Changing().eval()
+    x = torch.zeros(1, 3, 8, 8)
+    fast = accelerate(model, torch.zeros(1, 3, 8, 8))
+    with torch.no_grad():
+        y = fast(x)
+        assert (x == 1).all()
+        close(y, model(torch.zeros(1, 3, 8, 8)))
+
+
 def test_memory_is_used_again(monkeypatch):
     import importlib
 

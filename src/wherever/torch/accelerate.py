@@ -102,8 +102,9 @@ def accelerate(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> 
     -----
     Batch normalisations are folded into convolutions; additions and activations are applied to the results of
     convolutions while these are in the cache; images keep their channels last in memory; results lie in memory that
-    every call uses again. Each convolution is timed beside PyTorch's own, and left to it where that is faster. A model
-    that `torch.fx` cannot trace keeps its own program, with its layers replaced (`wherever.torch.replace`).
+    every call uses again. Each layer is timed beside PyTorch's own, and left to it where that is faster; so is the
+    whole. A model that `torch.fx` cannot trace keeps its own program, with its layers replaced
+    (`wherever.torch.replace`).
 
     Examples
     --------
@@ -156,7 +157,7 @@ class Accelerated(nn.Module):
         self.graph = graph.requires_grad_(False)
         self.report = Report(())
         self._folded = folded
-        self._programs: dict[Any, _Program] = {}
+        self._programs: dict[Any, _Program | _Left] = {}
         self._lock = threading.Lock()
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -165,12 +166,18 @@ class Accelerated(nn.Module):
         with self._lock, torch.no_grad():  # one call at a time: they use the same memory
             program = self._programs.get(key)
             if program is None:
-                program = _Program(self.graph, inputs, self._folded)
+                program = self._faster(_Program(self.graph, inputs, self._folded), inputs)
                 while len(self._programs) >= PROGRAMS:
                     self._programs.pop(next(iter(self._programs)))
                 self._programs[key] = program
             self.report = program.report
             return program(inputs)
+
+    def _faster(self, program: _Program, inputs: tuple[Tensor, ...]) -> _Program | _Left:
+        """A program, or PyTorch's own run of the folded model, if that is faster as a whole."""
+        left = _Left(self.graph, program.report)
+        ours, theirs = _whole_contest([program, left], inputs)
+        return left if theirs < ours else program
 
     def train(self, mode: bool = True) -> Accelerated:
         """Refuse to train: its weights are folded and packed."""
@@ -202,7 +209,7 @@ class _Program:
         self._shown: dict[tuple[int, bool], tuple[Tensor, Array]] = {}
         self._weights = sum(p.numel() * p.element_size() for p in graph.parameters())
         rows: list[Row] = []
-        samples = self._sample(inputs)
+        samples = self._sample(_copies(inputs))
         self.memory = _Memory()
         self._steps: list[_Step] = []
         done: set[fx.Node] = set()
@@ -365,6 +372,18 @@ class _Program:
         return latest
 
 
+class _Left:
+    """A model that is left to PyTorch as a whole."""
+
+    def __init__(self, graph: fx.GraphModule, report: Report) -> None:
+        self._graph = graph
+        note = "As a whole it is faster in PyTorch, with what could be folded: none of this is used."
+        self.report = changed(report, notes=(*report.notes, note))
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Any:
+        return self._graph(*inputs)
+
+
 @dataclass
 class _Block:
     """Memory that results share one after the other: taken until so many nodes are done."""
@@ -490,6 +509,17 @@ def _contest(steps: list[_Step], values: list[Any], cold: Tensor | None) -> list
             if turn:
                 spent.append(time.perf_counter() - start)
     return [statistics.median(spent) for spent in times]
+
+
+def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copies of the inputs, which a model may change in place: once a call, and no more often."""
+    return tuple(tensor.clone() for tensor in inputs)
+
+
+def _whole_contest(runs: list[Callable[[tuple[Tensor, ...]], Any]], inputs: tuple[Tensor, ...]) -> list[float]:
+    """Median seconds of each way to run a whole model, in turns."""
+    steps: list[_Step] = [lambda values, run=run: run(_copies(inputs)) for run in runs]  # type: ignore[misc]
+    return _contest(steps, [], None)
 
 
 @functools.cache
