@@ -46,6 +46,7 @@ shapes = [
     ((1, 64, 64, 1), (1, 1, 15, 15), {"padding": 7}),
     ((1, 400, 2), (2, 2, 31), {}),
     ((1, 1000, 1), (1, 1, 101), {}),
+    ((1, 1000, 1), (1, 1, 31), {}),
     ((1, 9, 9, 9, 4), (8, 4, 3, 3, 3), {"padding": 1}),
 ]
 for shape, kernel, options in shapes:
@@ -71,6 +72,7 @@ _KERNELS = {
     "fourier_tiles",
     "fourier_weights",
     "gather",
+    "karatsuba",
     "passes",
     "places",
     "transpose",

@@ -10,6 +10,7 @@ from wherever.engine.algorithms.fourier_channels import FourierChannels
 from wherever.engine.algorithms.fourier_lines import FourierLines
 from wherever.engine.algorithms.grouped import Grouped
 from wherever.engine.algorithms.im2col import Im2col
+from wherever.engine.algorithms.karatsuba import Karatsuba
 from wherever.engine.algorithms.overlap_save import OverlapSave
 from wherever.engine.algorithms.panels import Panels
 from wherever.engine.algorithms.phases import Phases
@@ -35,6 +36,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Winograd(),
     WinogradOnce(),
     Filter(),
+    Karatsuba(),
     Depthwise(),
     Fourier(),
     FourierChannels(),
@@ -66,6 +68,7 @@ __all__ = [
     "FourierLines",
     "Grouped",
     "Im2col",
+    "Karatsuba",
     "Outer",
     "OverlapSave",
     "Panels",
