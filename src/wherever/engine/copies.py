@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wherever.engine.kernels.compile import Entry, compiled, unavailable
+from wherever.engine.kernels.compile import Entry, address, compiled, unavailable
 from wherever.engine.kernels.transpose import transpose
 from wherever.problem import Array
 
@@ -26,7 +26,7 @@ def assign(target: Array, source: Array) -> None:
     if source.shape != target.shape:
         source = np.broadcast_to(source, target.shape)
     if (exchange := exchanging(target, source)) is not None:
-        exchange(source.ctypes.data, target.ctypes.data)
+        exchange(address(source), address(target))
         return
     if min(source.strides, default=0) < 0:  # what the source shows backwards is copied backwards
         turned = tuple(slice(None, None, -1 if stride < 0 else 1) for stride in source.strides)
@@ -73,7 +73,7 @@ class Exchange:
         pitches = (each.source, inner.source, each.target, outer.target)
         counts = (each.count, inner.count, outer.count)
         self.sizes = np.array([*counts, *(pitch // dtype.itemsize for pitch in pitches)], np.int64)
-        self.address = self.sizes.ctypes.data
+        self.address = address(self.sizes)
         self.offsets = [
             (
                 sum(i * a.source for i, a in zip(index, rest, strict=True)),

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from wherever.engine.blocks import Block, shown
-from wherever.engine.kernels.compile import compiled
+from wherever.engine.kernels.compile import address, compiled
 from wherever.engine.kernels.gather import NOWHERE, gather
-from wherever.problem import ConvProblem
+from wherever.problem import Array, ConvProblem
 
 
 class Footprint:
@@ -57,8 +57,8 @@ class Footprint:
         self.outside = np.array([0 if isinstance(problem.boundary, str) else problem.boundary], dtype)
         self.kernel = compiled(gather, dtype=dtype.name)
         tables = (self.outside, self.rows, self.runs, self.gaps, self.sizes)
-        self.addresses = tuple(table.ctypes.data for table in tables)
+        self.addresses = tuple(map(address, tables))
 
-    def __call__(self, x: int, foot: int) -> None:
-        """Put it together, at one address, from the array at another."""
+    def __call__(self, x: Array | int, foot: int) -> None:
+        """Put it together, at an address, from an array or what lies at another address."""
         self.kernel(x, foot, *self.addresses)

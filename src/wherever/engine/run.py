@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from wherever.engine.kernels.entry import address
 from wherever.problem import Array, integer
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ def workspace(purpose: str, *counts: int, dtype: np.dtype[Any]) -> list[Array]:
         memory = _fresh(total)
         if total <= _KEPT:
             _arena.memory[purpose] = memory
-    found, start = [], -memory.ctypes.data % 64
+    found, start = [], -address(memory) % 64
     for count, size in zip(counts, sizes, strict=True):
         found.append(memory[start : start + count * dtype.itemsize].view(dtype))
         start += size
@@ -138,7 +139,7 @@ def _fresh(size: int) -> npt.NDArray[np.uint8]:
         with contextlib.suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)
     memory = np.frombuffer(pages, np.uint8)
-    start = -memory.ctypes.data % _HUGE
+    start = -address(memory) % _HUGE
     return memory[start : start + size]
 
 

@@ -23,7 +23,7 @@ from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, last_axes
 from wherever.engine.copies import assign
 from wherever.engine.footprint import Footprint
-from wherever.engine.kernels.compile import Entry, compiled, host
+from wherever.engine.kernels.compile import Entry, address, compiled, host
 from wherever.engine.kernels.direct import CHUNK, LINE_BYTES, direct
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -272,7 +272,7 @@ class DirectPrepared:
             given = np.zeros((self.groups, self.outputs), self.dtype)
             given.reshape(-1)[: self.problem.out_channels] = bias
             new.bias[:, : self.outputs] = given
-        new.operands = (new.weight.ctypes.data, new.bias.ctypes.data)
+        new.operands = (address(new.weight), address(new.bias))
         new._plans = {}
         return new
 
@@ -503,7 +503,7 @@ class _Copies:
 
     def __init__(self, foot: Array, result: Array) -> None:
         self.foot, self.result = foot, result
-        self.foot_address, self.result_address = foot.ctypes.data, result.ctypes.data
+        self.foot_address, self.result_address = address(foot), address(result)
 
 
 class _Part:
@@ -579,12 +579,14 @@ class _Part:
         for tiles, blocks in _shared(len(self.x_tiles), prepared.blocks, threads):
             span = [tiles.start, tiles.stop, together, prepared.groups, blocks.start, blocks.stop, prepared.blocks]
             self.shares.append(np.array([*span, *rest], np.int64))
-        tables = [a.ctypes.data for a in (self.offsets, self.x_tiles, self.y_tiles)]
-        self.calls = [(*tables, sizes.ctypes.data) for sizes in self.shares]
+        tables = [address(a) for a in (self.offsets, self.x_tiles, self.y_tiles)]
+        self.calls = [(*tables, address(sizes)) for sizes in self.shares]
 
     def run(self, source: Array, out: Array, operands: tuple[int, int], threads: int) -> None:
         """Compute this part of ``out``, by the packed weights and the bias at these addresses."""
-        x, y = source.ctypes.data + self.x_start, out.ctypes.data + self.y_start
+        # Where a kernel begins at the first number of an array, it finds that itself.
+        x: Array | int = address(source) + self.x_start if self.x_start else source
+        y: Array | int = address(out) + self.y_start if self.y_start else out
         copies: _Copies | None = None
         if not self.in_place or not self.writes_in_place:
             copies = self._copies()

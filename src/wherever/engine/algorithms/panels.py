@@ -21,7 +21,7 @@ from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint
 from wherever.engine.copies import assign, readable
 from wherever.engine.footprint import Footprint
-from wherever.engine.kernels.compile import compiled, host
+from wherever.engine.kernels.compile import address, compiled, host
 from wherever.engine.kernels.direct import CHUNK
 from wherever.engine.kernels.panels import SPREAD, panels
 from wherever.engine.machine import Machine, working_dtype
@@ -128,7 +128,7 @@ class PanelsPrepared:
             vectors=self.vectors,
             stride=step if step <= min(SPREAD, self.lanes) else 0,
         )
-        self.operands = (self.weight.ctypes.data, self.bias.ctypes.data)
+        self.operands = (address(self.weight), address(self.bias))
         # Of the panels that are packed together: beside them the cache holds the weights, or y; and what is read ahead.
         self.band = Machine().cache // (2 if self.weight.nbytes > Machine().cache // 4 else 8)
         self._plans: dict[tuple[Any, ...], list[_Part]] = {}
@@ -259,7 +259,7 @@ class _Part:
         for taps, apart, far in zip(p.kernel, block.spacing, (*pitches[2:-1], 1), strict=True):
             offsets = (offsets[:, None] + np.arange(taps, dtype=np.int64) * apart * far).ravel()
         self.offsets = offsets
-        addresses = tuple(table.ctypes.data for table in (offsets, tables.tiles, tables.segments))
+        addresses = tuple(address(table) for table in (offsets, tables.tiles, tables.segments))
         # So many wide tiles are packed together that their panels stay in the cache.
         width = prepared.vectors * prepared.lanes
         together = max(1, prepared.band // (prepared.chunk * width * dtype.itemsize))
@@ -273,7 +273,7 @@ class _Part:
             sizes = np.array([images, *pitch_of, *channels, *counts, *spans], np.int64)
             self.sizes.append(sizes)
             packed = (min(together, len(wide)) * width + len(narrow) * prepared.lanes) * prepared.chunk
-            self.calls.append((packed, (*addresses, sizes.ctypes.data)))
+            self.calls.append((packed, (*addresses, address(sizes))))
         # One piece of memory: the footprint, the result, and the panels, if there is one call.
         copies = (math.prod(shape or (0,)) for shape in (self.foot_shape, self.result_shape))
         needed = [*copies, self.calls[0][0] if len(self.calls) == 1 else 0]
@@ -284,9 +284,10 @@ class _Part:
 
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute this part of ``out``, both seen as (N, channels, *S)."""
-        x, y = source.ctypes.data + self.x_start, out.ctypes.data + self.y_start
-        memory, address = self._memory()
-        foot, result, panel = (address + start for start in self.begins)
+        x: Array | int = address(source) + self.x_start if self.x_start else source
+        y: Array | int = address(out) + self.y_start if self.y_start else out
+        memory, begin = self._memory()
+        foot, result, panel = (begin + start for start in self.begins)
         if self.foot_shape is not None:
             if self.gather is not None:
                 self.gather(x, foot)
@@ -303,7 +304,7 @@ class _Part:
         if self.result_shape is not None:
             assign(out[self.block.outputs], self._held(memory, 1, self.result_shape))
         if self.small:
-            self.spare.append((memory, address))
+            self.spare.append((memory, begin))
 
     def _memory(self) -> tuple[Array, int]:
         """Memory for copies and panels: where they are small, what an earlier call has left."""
@@ -314,17 +315,17 @@ class _Part:
             memory = np.empty(self.numbers, self.prepared.dtype)
         else:
             (memory,) = run.workspace("panels", self.numbers, dtype=self.prepared.dtype)
-        return memory, memory.ctypes.data
+        return memory, address(memory)
 
     def _held(self, memory: Array, number: int, shape: tuple[int, ...]) -> Array:
         """The copy of the footprint (0), or of the result (1)."""
         start = self.begins[number] // memory.itemsize
         return memory[start : start + math.prod(shape)].reshape(shape)
 
-    def _share(self, x: int, y: int, packed: int, addresses: tuple[int, ...]) -> None:
+    def _share(self, x: Array | int, y: Array | int, packed: int, addresses: tuple[int, ...]) -> None:
         """Some tiles, or some output channels, by one of several threads."""
         (panel,) = run.workspace("panels of a share", packed, dtype=self.prepared.dtype)
-        self.prepared.kernel(x, *self.prepared.operands, y, panel.ctypes.data, *addresses)
+        self.prepared.kernel(x, *self.prepared.operands, y, address(panel), *addresses)
 
 
 def _shared(tables: _Tables, blocks: int, threads: int) -> list[tuple[int, int, range]]:
