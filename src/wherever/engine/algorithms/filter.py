@@ -54,10 +54,10 @@ class Filter(EachChannel):
         lanes = host().lanes(working_dtype(problem.dtype).name)
         width = problem.output[-1]
         waste = -(-width // lanes) * lanes / width
-        sums = problem.multiply_adds * waste * max(1.2, loads * 1.5) / machine.multiply_adds
+        sums = problem.multiply_adds * waste * max(1.5, loads * 1.5) / machine.multiply_adds
         pixels = problem.batch * math.prod(problem.output) * (problem.in_channels + problem.out_channels)
         copied = 3 if problem.layout == "channels_last" and problem.out_channels > 1 else 1
-        return (sums + copied * pixels / machine.copy) * size / 4 + 60 * machine.call
+        return (sums + copied * pixels / machine.copy) * size / 4 + 10 * machine.call
 
     def prepared(self, problem: ConvProblem, operand: Array, bias: Array | None) -> Prepared:
         """Weights as they are."""
@@ -84,6 +84,18 @@ class _Part:
     end: int
 
 
+class _Call:
+    """A call of the kernel: on the image and into the result at these addresses, or so many bytes behind others."""
+
+    def __init__(self, kernel: Entry, x: int, y: int, ring: int, tables: tuple[npt.NDArray[np.int64], ...]) -> None:
+        self.kernel, self.x, self.y, self.ring, self.tables = kernel, x, y, ring, tables
+        self.addresses = tuple(table.ctypes.data for table in tables)
+
+    def behind(self, x: int, y: int) -> _Call:
+        """The same, counted from these addresses."""
+        return _Call(self.kernel, self.x - x, self.y - y, self.ring, self.tables)
+
+
 class FilterPrepared:
     """Weights as (K, rows, columns). Images are read and written where they lie, whatever the boundary; if they can.
 
@@ -104,17 +116,37 @@ class FilterPrepared:
         self.down, self.across = _tile(problem)
         self.fixed = [a.ctypes.data for a in (self.weight, self.bias, self.outside)]
         self._parts: dict[tuple[bool, bool, int], list[_Part]] = {}
+        self._calls: dict[tuple[Any, ...], list[list[_Call]]] = {}
 
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute into ``out``; see `Prepared.run`."""
-        p = self.problem
-        source, result = channels_first(p, source), channels_first(p, out)
-        in_place, direct = _readable(source), _readable(result) and result.dtype.kind in "fiu"
-        direct = direct and (result.dtype == self.dtype or result.dtype.kind != "f")
+        x_address, y_address = source.ctypes.data, out.ctypes.data
+        # What decides which kernel is called with which tables; where the arrays are, apart from that, does not.
+        remainders = x_address % source.itemsize, y_address % 64
+        key = (source.dtype, source.strides, out.dtype, out.strides, remainders, threads)
+        calls = self._calls.get(key)
+        if calls is None:
+            p = self.problem
+            x, y = channels_first(p, source), channels_first(p, out)
+            in_place, direct = _readable(x), _readable(y) and y.dtype.kind in "fiu"
+            direct = direct and (y.dtype == self.dtype or y.dtype.kind != "f")
+            parts = self._all_parts(in_place, direct, threads)
+            if not (in_place and direct):
+                run.for_each(lambda part: self._copied(x, y, part, in_place, direct), parts, threads)
+                return
+            if len(self._calls) > 30:  # arrays of ever other memory orders
+                self._calls.clear()
+            size = y.nbytes
+            calls = [self._of_part(x[part.block.images], y[part.block.outputs], part, size) for part in parts]
+            calls = [[call.behind(x_address, y_address) for call in some] for some in calls]
+            self._calls[key] = calls
+        run.for_each(lambda some: self._compute(some, x_address, y_address), calls, threads)
+
+    def _all_parts(self, in_place: bool, direct: bool, threads: int) -> list[_Part]:
         key = (in_place, direct, threads)
         if key not in self._parts:
             self._parts[key] = [self._part(part, in_place) for part in self._cut(in_place and direct, threads)]
-        run.for_each(lambda part: self._compute(source, result, part, in_place, direct), self._parts[key], threads)
+        return self._parts[key]
 
     def _cut(self, in_place: bool, threads: int) -> list[Block]:
         """Blocks of outputs: a few for each thread, and small where they are copied."""
@@ -147,7 +179,8 @@ class FilterPrepared:
         low = min(max(before, 0), length)
         return _Part(part, shown[0], shown[1], before, low, max(low, min(before + size, length)))
 
-    def _compute(self, source: Array, result: Array, part: _Part, in_place: bool, direct: bool) -> None:
+    def _copied(self, source: Array, result: Array, part: _Part, in_place: bool, direct: bool) -> None:
+        """Compute a part from a copy of what it sees, or into a copy of what it is."""
         p, block = self.problem, part.block
         x, target = source[block.images], result[block.outputs]
         if not in_place:
@@ -155,24 +188,30 @@ class FilterPrepared:
             fill_footprint(p, x, block, foot)
             x = foot
         y = target if direct else self._buffer("result", len(x), p.out_channels, block.shape)
-        if p.spatial == 1:
-            self._call(x[:, :, None], y[:, :, None], part, 1, out_bytes=result.nbytes)
-        else:
-            self._call(x, y, part, block.spacing[0], out_bytes=result.nbytes)
+        self._compute(self._of_part(x, y, part, result.nbytes), 0, 0)
         if y is not target:
             assign(target, y)
+
+    def _compute(self, calls: list[_Call], x: int, y: int) -> None:
+        """Make some calls on images that begin at these addresses."""
+        for call in calls:
+            (ring,) = run.workspace("ring", call.ring, dtype=self.dtype)
+            weight, bias, outside = self.fixed
+            call.kernel(x + call.x, weight, y + call.y, bias, outside, ring.ctypes.data, *call.addresses)
 
     def _buffer(self, purpose: str, images: int, channels: int, shape: tuple[int, ...]) -> Array:
         """Memory for (images, channels, *shape)."""
         (flat,) = run.workspace(purpose, images * channels * math.prod(shape), dtype=self.dtype)
         return flat.reshape(images, channels, *shape)
 
-    def _call(self, x: Array, y: Array, part: _Part, spacing: int, out_bytes: int) -> None:
-        """One call for each image, and for each phase of rows that lie apart."""
+    def _of_part(self, x: Array, y: Array, part: _Part, out_bytes: int) -> list[_Call]:
+        """The calls for a part: one for each image, and for each phase of rows that lie apart."""
         p, lanes = self.problem, host().lanes(self.dtype.name)
+        if p.spatial == 1:
+            x, y = x[:, :, None], y[:, :, None]
+        spacing, apart = part.block.spacing[0] if p.spatial == 2 else 1, part.block.spacing[-1]
         x_channel, x_row = (stride // x.itemsize for stride in x.strides[1:3])
         y_channel, y_row = (stride // y.itemsize for stride in y.strides[1:3])
-        apart = part.block.spacing[-1]
         vector = lanes * y.itemsize
         # Of one channel or row, NumPy's pitch may be anything.
         steps = [(y.strides[1], y.shape[1]), (y.strides[2] * spacing, y.shape[2])]
@@ -180,23 +219,19 @@ class FilterPrepared:
         streamed = even and out_bytes >= STREAMED_BYTES and y.shape[-1] >= 4 * lanes
         kernel = self._kernel(x.dtype.name, y.dtype.name, apart, streamed)
         slots, _, pitch = ring_shape(host(), self.dtype.name, self.high, (p.kernel[-1] - 1) * apart, self.down)
-        (ring,) = run.workspace("ring", (slots * self.down + self.high) * pitch, dtype=self.dtype)
+        ring = (slots * self.down + self.high) * pitch
         rows = np.where(part.rows < 0, NOWHERE, part.rows * x_row)
-        columns = part.columns
+        calls = []
         for phase in range(min(spacing, y.shape[2])):
             seen = np.ascontiguousarray(rows[phase::spacing])
             count = -(-(y.shape[2] - phase) // spacing)
             for image, sums in zip(x, y[:, :, phase:], strict=True):
-                begin = sums.ctypes.data
-                head = -begin // y.itemsize % lanes if even else 0
+                head = -sums.ctypes.data // y.itemsize % lanes if even else 0
                 pitches = [x_channel, y_channel, y_row * spacing]
-                sizes = np.array(
-                    [p.groups, p.group_out, count, y.shape[3], *pitches, head, part.low, part.end, part.before],
-                    np.int64,
-                )
-                weight, bias, outside = self.fixed
-                tables = (ring.ctypes.data, seen.ctypes.data, columns.ctypes.data, sizes.ctypes.data)
-                kernel(image.ctypes.data, weight, begin, bias, outside, *tables)
+                numbers = [p.groups, p.group_out, count, y.shape[3], *pitches, head, part.low, part.end, part.before]
+                tables = (seen, part.columns, np.array(numbers, np.int64))
+                calls.append(_Call(kernel, image.ctypes.data, sums.ctypes.data, ring, tables))
+        return calls
 
     @property
     def high(self) -> int:

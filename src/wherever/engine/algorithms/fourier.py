@@ -29,7 +29,9 @@ from wherever.problem import Array, ConvProblem
 
 _LARGEST_RADIX = 8  # of all codelets but the last of a column: larger ones spill, and take long to compile
 _APART = 1.12  # ratio of two lengths of tiles that are compared
+_CALL = 20  # calls that one of ours costs beside its arithmetic
 _COPIED = 40  # calls that a pair of tiles costs which are copied
+_CACHED = 4 << 20  # bytes of x and y beyond which they come from memory, which no transform overlaps
 _PRODUCT = 3.0  # what it takes to add a channel's product, in passes of a transform through one dimension
 _LONGEST = 1 << 14  # places along one dimension of a tile
 _MOST_ODD = 1 / 8  # numbers that are not finite, for each output of a tile, whose terms are added one number at a time
@@ -76,14 +78,17 @@ class Fourier(Algorithm):
         if set(problem.stride) != {1}:
             pairs = forward.out_channels * -(-forward.batch * tiling.tiles // 2)
             chosen = pairs * (_COPIED * machine.call + 16 * math.prod(tiling.shape) / machine.copy)
-        return tiling.seconds + chosen
+        numbers = math.prod(forward.x_shape) + math.prod(forward.y_shape)
+        size = working_dtype(forward.dtype).itemsize
+        memory = 1.75 * numbers * size / 4 / machine.copy if numbers * size > _CACHED else 0.0
+        return tiling.seconds + chosen + memory
 
     def least(self, problem: ConvProblem, machine: Machine) -> float:
         """As if tiles overlapped nowhere, and every transform took one pass."""
         forward = as_forward(problem)
         places = forward.batch * math.prod(forward.output) * (forward.in_channels + forward.out_channels) / 2
         each = 2.5 * 4 / machine.transforms + 4 / machine.copy
-        return places / 2 * each * working_dtype(forward.dtype).itemsize / 4 + 40 * machine.call
+        return places / 2 * each * working_dtype(forward.dtype).itemsize / 4 + _CALL * machine.call
 
     def preparation(self, problem: ConvProblem, machine: Machine) -> float:
         """Nothing more: estimates count the spectra of the kernels."""
@@ -307,7 +312,7 @@ def _tiling(problem: ConvProblem, machine: Machine, some: _Candidate) -> Tiling:
     seconds = _least(problem, machine, some)
     if beyond:
         seconds *= _per_place(problem, machine, some, beyond) / _per_place(problem, machine, some, 0.0)
-    seconds += 40 * machine.call
+    seconds += _CALL * machine.call
     if inputs * results > 1:
         kernels = max(0.0, math.log2(inputs * (results + 1) * spectrum * size / (2 * machine.cache)))
         per_product = _PRODUCT / machine.transforms + kernels / machine.copy
