@@ -29,10 +29,10 @@ def test_whatever_the_memory_order(shape, dtype, seed):
     assert (memory == 7).all()
 
 
-@pytest.mark.parametrize("size", [0, 1, 100])
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 100])
 def test_channels_from_first_to_last(size):
-    x = np.random.default_rng(0).standard_normal((size, 37, 53)).astype(np.float32)
-    y = np.empty((37, 53, size), np.float32)
+    x = np.random.default_rng(0).standard_normal((size, 67, 53)).astype(np.float32)
+    y = np.empty((67, 53, size), np.float32)
     assign(np.moveaxis(y, -1, 0), x)
     np.testing.assert_array_equal(y, np.moveaxis(x, 0, -1))
     assign(x[:, ::-1], np.moveaxis(y, -1, 0))

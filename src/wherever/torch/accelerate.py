@@ -332,7 +332,8 @@ class _Program:
             apply_activation(activation, y if other is None else y.add_(values[other]))
 
         values: list[Any] = [None] * len(self._nodes)
-        values[source] = x if linear else _ordered(x)
+        given = layer.node.args[0].op == "placeholder"  # type: ignore[union-attr]
+        values[source] = x if linear or given else _ordered(x)
         if other is not None and added is not None:
             values[other] = added.contiguous() if linear else _ordered(added)
         weight, bias = as_array(module.weight), None if module.bias is None else as_array(module.bias)
