@@ -502,7 +502,8 @@ class Plan:
     ----------
     problem : ConvProblem
     algorithm : str
-        Name of the chosen algorithm.
+        Name of the chosen algorithm. Weights that factor into few passes down and across may be separated instead:
+        see `Convolution.algorithm`.
     """
 
     def __init__(self, problem: ConvProblem, choice: Choice, threads: int | None, squeezed: bool) -> None:
@@ -537,7 +538,9 @@ class Plan:
         for name, array in (("w", weights), ("bias", b)):
             if array is not None:
                 _check_safe(name, array.dtype, self.problem.dtype)
-        return Convolution(self, self._choice.prepare(weights.copy(), None if b is None else b.copy()))
+        algorithm = self._choice.of_weights(weights)
+        prepared = algorithm.prepare(self.problem, weights.copy(), None if b is None else b.copy())
+        return Convolution(self, prepared, algorithm.name)
 
     def __str__(self) -> str:
         threads = self._threads or get_threads()
@@ -548,10 +551,17 @@ class Plan:
 
 
 class Convolution:
-    """A convolution with its weights prepared: ``f(x, out=None)``."""
+    """A convolution with its weights prepared: ``f(x, out=None)``.
 
-    def __init__(self, plan: Plan, prepared: Prepared) -> None:
-        self.plan = plan
+    Attributes
+    ----------
+    plan : Plan
+    algorithm : str
+        What computes it: what the plan chose, or "separable" where only the weights show that this is faster.
+    """
+
+    def __init__(self, plan: Plan, prepared: Prepared, algorithm: str) -> None:
+        self.plan, self.algorithm = plan, algorithm
         self._prepared = prepared
         self._problem, first = plan.problem, int(plan._squeezed)
         self._x_shape, self._y_shape = plan.problem.x_shape[first:], plan.problem.y_shape[first:]
@@ -568,7 +578,7 @@ class Convolution:
         return _run(self._prepared, problem, x, out, self._y_shape, threads, plan._squeezed)
 
     def __repr__(self) -> str:
-        return f"<Convolution: {self.plan.algorithm}, {self._x_shape} -> {self._y_shape}, {self.plan.problem.dtype}>"
+        return f"<Convolution: {self.algorithm}, {self._x_shape} -> {self._y_shape}, {self.plan.problem.dtype}>"
 
 
 def plan(

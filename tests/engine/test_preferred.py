@@ -36,6 +36,14 @@ def test_a_product_is_separated_and_any_other_kernel_is_not(prepared):
     assert not isinstance(choice.prepare(numbers(PROBLEM.w_shape, "float32")), SeparablePrepared)
 
 
+def test_a_convolution_tells_what_its_weights_are_computed_by():
+    plan = ops.plan(PROBLEM.x_shape, PROBLEM.w_shape, padding=PROBLEM.padding, boundary=PROBLEM.boundary)
+    for w, name in ((of_rank(1), "separable"), (numbers(PROBLEM.w_shape, "float32"), plan.algorithm)):
+        f = plan.prepare(w)
+        assert f.algorithm == name
+        assert name in repr(f)
+
+
 def test_strict_precision_leaves_no_term_out():
     assert not isinstance(choose(PROBLEM, precision="strict").prepare(of_rank(1)), SeparablePrepared)
 

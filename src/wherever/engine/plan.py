@@ -104,11 +104,15 @@ class Choice:
 
         return tuple(sorted((self._candidate(algorithm) for algorithm in ALGORITHMS), key=place))
 
-    def prepare(self, operand: Array, bias: Array | None = None) -> Prepared:
-        """Prepare the chosen algorithm; or passes down and across, where only the weights show that they are faster."""
+    def of_weights(self, operand: Array) -> Algorithm:
+        """The chosen algorithm; or passes down and across, where only the weights show that they are faster."""
         if self.precision == "fast" and preferred(self.problem, operand, self.best.seconds):
-            return Separable().prepare(self.problem, operand, bias)
-        return self.algorithm.prepare(self.problem, operand, bias)
+            return Separable()
+        return self.algorithm
+
+    def prepare(self, operand: Array, bias: Array | None = None) -> Prepared:
+        """Prepare the algorithm for these weights."""
+        return self.of_weights(operand).prepare(self.problem, operand, bias)
 
     def _cheapest(self) -> Candidate:
         """The first of the candidates, without asking those for their estimates that cannot be it."""
