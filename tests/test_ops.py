@@ -1,5 +1,8 @@
 """conv, conv_transpose, correlate, convolve, their gradients and plan: against the reference, SciPy and PyTorch."""
 
+import dataclasses
+import pickle
+import subprocess
 import sys
 import tracemalloc
 import warnings
@@ -609,3 +612,15 @@ def test_what_lies_far_behind_the_beginning_of_a_row(tmp_path):
     assert y.shape == (1, 1, 65)
     np.testing.assert_allclose(y[0, 0, -1], reached @ w[0, 0], rtol=1e-5)
     assert not y[0, 0, :-1].any()
+
+
+def test_a_problem_is_found_again_in_another_process():
+    """The hash that a problem remembers does not travel: words hash anew in each process."""
+    problem = ConvProblem.from_shapes((1, 2, 5), (2, 2, 3), boundary="edge", padding=1)
+    assert hash(problem) == hash(dataclasses.replace(problem))
+    code = (
+        "import pickle, sys; problem = pickle.loads(sys.stdin.buffer.read())\n"
+        "from wherever.problem import ConvProblem\n"
+        "assert problem in {ConvProblem.from_shapes((1, 2, 5), (2, 2, 3), boundary='edge', padding=1)}"
+    )
+    subprocess.run([sys.executable, "-c", code], input=pickle.dumps(problem), check=True)

@@ -126,7 +126,7 @@ def conv(
     boundary = checked_boundary(boundary)
     dtype = _result_dtype([("x", x), ("w", w), ("bias", b)], boundary, out)
     geometry = (stride, padding, dilation, groups)
-    find = _forward_once if all(map(_plain_numbers, (*geometry, layout))) else _forward
+    find = _forward_once if _all_plain(*geometry, layout) else _forward
     problem, squeezed = find(x.shape, w.shape, dtype, *geometry, boundary, layout)
     _check_bias(b, problem.out_channels)
     return _execute(problem, x, w, b, out, squeezed)
@@ -674,6 +674,14 @@ def _forward(
 _forward_once = functools.lru_cache(maxsize=4096, typed=True)(_forward)
 
 
+_PLAIN = frozenset((int, str))
+
+
+def _all_plain(*arguments: object) -> bool:
+    """Whether of all these arguments whatever equals them, and has their type, means the same."""
+    return _PLAIN.issuperset(map(type, arguments)) or all(map(_plain_numbers, arguments))
+
+
 def _plain_numbers(argument: object) -> bool:
     """Whether whatever equals this argument, and has its type, means the same: an int, a word, or ints in tuples."""
     if type(argument) is tuple:
@@ -790,9 +798,11 @@ def _check_out(out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Non
 def _result_dtype(operands: list[tuple[str, Array | None]], boundary: Boundary, out: Array | None) -> np.dtype[Any]:
     """NumPy's promotion of the operands, of a number that lies outside, and of a wider ``out``."""
     given = [(name, array.dtype) for name, array in operands if array is not None]
-    first = given[0][1]
-    if boundary == 0 and type(boundary) is int and out is None and all(d is first for _, d in given) and first.isnative:
-        return first
+    if boundary == 0 and type(boundary) is int and (out is None or type(out) is np.ndarray):
+        all_of_them = [d for _, d in given] if out is None else [*(d for _, d in given), out.dtype]
+        first = all_of_them[0]
+        if first.isnative and all_of_them.count(first) == len(all_of_them):
+            return first
     try:
         dtype = np.result_type(*(d for _, d in given))
         dtype = with_boundary(dtype.newbyteorder("="), boundary)

@@ -6,7 +6,7 @@ import functools
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, TypeGuard, cast
 
 import numpy as np
@@ -304,10 +304,20 @@ class ConvProblem:
         """Shape of the operand that is prepared: y for the gradient by the weights, else w."""
         return self.y_shape if self.direction == "weight_gradient" else self.w_shape
 
-    @property
+    @functools.cached_property
     def result_shape(self) -> tuple[int, ...]:
         """Shape of what is computed."""
         return {"forward": self.y_shape, "transpose": self.x_shape, "weight_gradient": self.w_shape}[self.direction]
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    def __hash__(self) -> int:
+        return self._hash  # computed once: every call looks for its plan
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_hash"}  # words hash anew in each process
 
     @functools.cached_property
     def multiply_adds(self) -> int:
@@ -376,7 +386,7 @@ def checked_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return ``dtype`` in native byte order if numbers can be convolved in it; raise TypeError otherwise."""
     if (dtype.kind not in "biufc" and dtype.name != "bfloat16") or "float8" in dtype.name:
         raise TypeError(f"{name}: cannot convolve {dtype}; possible are booleans, integers, floats and complex numbers")
-    return dtype.newbyteorder("=")
+    return dtype if dtype.isnative else dtype.newbyteorder("=")  # the same object: what is identical is equal soonest
 
 
 def one_of(name: str, value: str, possible: tuple[str, ...]) -> str:

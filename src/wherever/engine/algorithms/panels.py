@@ -280,14 +280,13 @@ class _Part:
         ends = [0, *itertools.accumulate(-(-number // 16) * 16 for number in needed)]
         self.begins, self.numbers = [dtype.itemsize * end for end in ends[:3]], ends[3]
         self.small = self.numbers * dtype.itemsize <= _SCRATCH_BYTES
-        self.spare: list[tuple[Array, int]] = []
+        self.spare: list[tuple[Array, list[int]]] = []
 
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute this part of ``out``, both seen as (N, channels, *S)."""
         x: Array | int = address(source) + self.x_start if self.x_start else source
         y: Array | int = address(out) + self.y_start if self.y_start else out
-        memory, begin = self._memory()
-        foot, result, panel = (begin + start for start in self.begins)
+        memory, (foot, result, panel) = self._memory()
         if self.foot_shape is not None:
             if self.gather is not None:
                 self.gather(x, foot)
@@ -304,10 +303,10 @@ class _Part:
         if self.result_shape is not None:
             assign(out[self.block.outputs], self._held(memory, 1, self.result_shape))
         if self.small:
-            self.spare.append((memory, begin))
+            self.spare.append((memory, [foot, result, panel]))
 
-    def _memory(self) -> tuple[Array, int]:
-        """Memory for copies and panels: where they are small, what an earlier call has left."""
+    def _memory(self) -> tuple[Array, list[int]]:
+        """Memory for copies and panels, and where they begin: if they are small, what an earlier call has left."""
         if self.small and self.spare:
             with contextlib.suppress(IndexError):  # another thread has taken it
                 return self.spare.pop()
@@ -315,7 +314,8 @@ class _Part:
             memory = np.empty(self.numbers, self.prepared.dtype)
         else:
             (memory,) = run.workspace("panels", self.numbers, dtype=self.prepared.dtype)
-        return memory, address(memory)
+        begin = address(memory)
+        return memory, [begin + start for start in self.begins]
 
     def _held(self, memory: Array, number: int, shape: tuple[int, ...]) -> Array:
         """The copy of the footprint (0), or of the result (1)."""
