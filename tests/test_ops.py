@@ -299,6 +299,12 @@ def test_an_empty_sum_is_the_bias():
     np.testing.assert_array_equal(y, np.broadcast_to(np.array([1.0, 2, 3])[:, None], (2, 3, 4)))
 
 
+def test_no_warning_where_a_narrower_out_overflows():
+    out = np.zeros((1, 3), np.float16)
+    ops.conv(np.full((1, 5), 3e4, np.float32), np.ones((1, 1, 3), np.float32), out=out)
+    assert np.isinf(out).all()
+
+
 def test_no_warning_where_numbers_overflow():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -722,7 +722,8 @@ def _run(
         batched = result[None] if len(shape) < len(problem.result_shape) else result
         prepared.run(source[None] if squeezed else source, batched, threads)
     if result is not target:
-        np.copyto(target, result, casting="same_kind")
+        with np.errstate(all="ignore"):  # what a narrower type cannot hold becomes infinite: data, no error
+            np.copyto(target, result, casting="same_kind")
     return target if out is None else out
 
 
