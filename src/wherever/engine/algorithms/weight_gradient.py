@@ -22,6 +22,7 @@ from wherever.engine.blocks import Block, cut, fill_footprint, footprint, last_a
 from wherever.engine.copies import Exchange, assign, exchanging, readable
 from wherever.engine.footprint import Footprint
 from wherever.engine.kernels.compile import compiled, host
+from wherever.engine.kernels.entry import address as where
 from wherever.engine.kernels.weight_gradient import outer_products
 from wherever.engine.machine import Machine, longest_sum, most_sums, wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -588,7 +589,7 @@ class _Work:
         address = 0
         if self.bytes:
             memory, address = self._memory()
-        begin = (source.ctypes.data, y.ctypes.data, out.ctypes.data, address)
+        begin = (where(source), where(y), where(out), address)
         if self.calls is not None:
             for kernel, moving, fixed in self.calls:
                 kernel(*[begin[which] + offset for which, offset in moving], *fixed)
