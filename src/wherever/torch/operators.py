@@ -33,6 +33,8 @@ DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.complex128: np.dtype("complex128"),
 }
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_FIRST = torch.contiguous_format
+_FORMATS = {("channels_last", dimensions): form for dimensions, form in _CHANNELS_LAST.items()}
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
@@ -120,11 +122,17 @@ def as_array(tensor: Tensor, layout: str = "channels_first") -> Array:
     return array if layout == "channels_first" else np.moveaxis(array, 1, -1)
 
 
-def run(problem: ConvProblem, source: Array, operand: Array, bias: Tensor | None, like: Tensor) -> Tensor:
-    """Compute a problem into a new tensor of the type of ``like``."""
+def run(
+    problem: ConvProblem, source: Array, operand: Array, bias: Tensor | None, like: Tensor, *, learning: bool = False
+) -> Tensor:
+    """Compute a problem into a new tensor of the type of ``like``.
+
+    ``learning``: the next call brings other weights, so that nothing is kept of these.
+    """
     threads = torch.get_num_threads()
     choice = choose(problem, threads=threads, prepared=False)
-    prepared = packed.prepared(choice, operand, None if bias is None else as_array(bias))
+    prepare = choice.prepare if learning else functools.partial(packed.prepared, choice)
+    prepared = prepare(operand, None if bias is None else as_array(bias))
     out, result = new_result(problem, like)
     if out.size:
         prepared.run(source, out, threads)
@@ -136,7 +144,8 @@ def new_result(problem: ConvProblem, like: Tensor) -> tuple[Array, Tensor]:
     dtype = torch.float32 if like.dtype is torch.bfloat16 else like.dtype
     shape = problem.result_shape
     if problem.direction == "weight_gradient" or problem.layout == "channels_first":
-        result = torch.empty(shape, dtype=dtype)
+        # Gradients in the order in which a network with channels last has its weights: PyTorch takes them as they are.
+        result = torch.empty(shape, dtype=dtype, memory_format=_FORMATS.get((problem.layout, len(shape)), _FIRST))
         return result.numpy(), result
     last = torch.empty(shape, dtype=dtype)
     return last.numpy(), last.movedim(-1, 1)
@@ -147,12 +156,12 @@ def new_result(problem: ConvProblem, like: Tensor) -> tuple[Array, Tensor]:
 
 def _convolution(x: Tensor, w: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
     problem = forward_problem(x, w, *geometry)
-    return run(problem, as_array(x, problem.layout), as_array(w), bias, x)
+    return run(problem, as_array(x, problem.layout), as_array(w), bias, x, learning=w.requires_grad)
 
 
 def _by_input(g: Tensor, w: Tensor, bias: Tensor | None, size: Sequence[int], *geometry: Any) -> Tensor:
     problem = by_input_problem(g, w, size, *geometry)
-    return run(problem, as_array(g, problem.layout), as_array(w), bias, g)
+    return run(problem, as_array(g, problem.layout), as_array(w), bias, g, learning=w.requires_grad)
 
 
 def _by_weight(g: Tensor, x: Tensor, kernel: Sequence[int], *geometry: Any) -> Tensor:
@@ -186,7 +195,8 @@ def _(g: Tensor, w: Tensor, bias: Tensor | None, size: Sequence[int], *geometry:
 
 @torch.library.register_fake("wherever::by_weight")
 def _(g: Tensor, x: Tensor, kernel: Sequence[int], *geometry: Any) -> Tensor:
-    return g.new_empty((g.shape[1], x.shape[1] // geometry[4], *kernel))
+    shape = (g.shape[1], x.shape[1] // geometry[4], *kernel)
+    return torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=memory_format(x))
 
 
 # Their derivatives, and many at once (torch.func.vmap): further images where the weights are shared, further groups
