@@ -214,7 +214,8 @@ def test_operators_keep_pytorchs_rules(boundary, last):
     g = (y.contiguous(memory_format=torch.channels_last) if last else y).requires_grad_()
     torch.library.opcheck(OPERATORS.convolution.default, (x, w, bias, *geometry))
     torch.library.opcheck(OPERATORS.by_input.default, (g, w, None, [7, 8], *geometry))
-    torch.library.opcheck(OPERATORS.by_weight.default, (g, x, [3, 2], *geometry))
+    for last in (False, True):
+        torch.library.opcheck(OPERATORS.by_weight.default, (g, x, [3, 2], last, *geometry))
 
 
 @pytest.mark.parametrize("in_dims", [(0, None, None), (None, 1, None), (2, 0, None), (1, None, 0), (0, 0, 0)])

@@ -22,7 +22,7 @@ _GEOMETRY = "SymInt[] stride, SymInt[] before, SymInt[] after, SymInt[] dilation
 _LIBRARY = torch.library.Library("wherever", "DEF")
 _LIBRARY.define(f"convolution(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor")
 _LIBRARY.define(f"by_input(Tensor gradient, Tensor weight, Tensor? bias, SymInt[] size, {_GEOMETRY}) -> Tensor")
-_LIBRARY.define(f"by_weight(Tensor gradient, Tensor input, SymInt[] kernel, {_GEOMETRY}) -> Tensor")
+_LIBRARY.define(f"by_weight(Tensor gradient, Tensor input, SymInt[] kernel, bool last, {_GEOMETRY}) -> Tensor")
 
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype("float32"),
@@ -33,8 +33,6 @@ DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.complex128: np.dtype("complex128"),
 }
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-_FIRST = torch.contiguous_format
-_FORMATS = {("channels_last", dimensions): form for dimensions, form in _CHANNELS_LAST.items()}
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
@@ -123,32 +121,50 @@ def as_array(tensor: Tensor, layout: str = "channels_first") -> Array:
 
 
 def run(
-    problem: ConvProblem, source: Array, operand: Array, bias: Tensor | None, like: Tensor, *, learning: bool = False
+    problem: ConvProblem,
+    source: Array,
+    operand: Array,
+    bias: Tensor | None,
+    like: Tensor,
+    *,
+    learning: bool = False,
+    last: bool = False,
 ) -> Tensor:
     """Compute a problem into a new tensor of the type of ``like``.
 
-    ``learning``: the next call brings other weights, so that nothing is kept of these.
+    ``learning``: the next call brings other weights, so that nothing is kept of these. ``last``: see `new_result`.
     """
     threads = torch.get_num_threads()
     choice = choose(problem, threads=threads, prepared=False)
     prepare = choice.prepare if learning else functools.partial(packed.prepared, choice)
     prepared = prepare(operand, None if bias is None else as_array(bias))
-    out, result = new_result(problem, like)
+    out, result = new_result(problem, like, last=last)
     if out.size:
         prepared.run(source, out, threads)
     return result.to(like.dtype)
 
 
-def new_result(problem: ConvProblem, like: Tensor) -> tuple[Array, Tensor]:
-    """Return memory for a result, as an array to compute into and as a tensor."""
+def _last(w: Tensor) -> bool:
+    """Whether weights have their channels last; PyTorch copies gradients that have not the order of their weights."""
+    return memory_format(w) is not torch.contiguous_format
+
+
+def _format(last: bool, dimensions: int) -> torch.memory_format:
+    return _CHANNELS_LAST.get(dimensions, torch.contiguous_format) if last else torch.contiguous_format
+
+
+def new_result(problem: ConvProblem, like: Tensor, *, last: bool = False) -> tuple[Array, Tensor]:
+    """Return memory for a result, as an array to compute into and as a tensor.
+
+    ``last``: of gradients by weights that have their channels last.
+    """
     dtype = torch.float32 if like.dtype is torch.bfloat16 else like.dtype
     shape = problem.result_shape
     if problem.direction == "weight_gradient" or problem.layout == "channels_first":
-        # Gradients in the order in which a network with channels last has its weights: PyTorch takes them as they are.
-        result = torch.empty(shape, dtype=dtype, memory_format=_FORMATS.get((problem.layout, len(shape)), _FIRST))
+        result = torch.empty(shape, dtype=dtype, memory_format=_format(last, len(shape)))
         return result.numpy(), result
-    last = torch.empty(shape, dtype=dtype)
-    return last.numpy(), last.movedim(-1, 1)
+    result = torch.empty(shape, dtype=dtype)
+    return result.numpy(), result.movedim(-1, 1)
 
 
 # What they compute.
@@ -164,9 +180,9 @@ def _by_input(g: Tensor, w: Tensor, bias: Tensor | None, size: Sequence[int], *g
     return run(problem, as_array(g, problem.layout), as_array(w), bias, g, learning=w.requires_grad)
 
 
-def _by_weight(g: Tensor, x: Tensor, kernel: Sequence[int], *geometry: Any) -> Tensor:
+def _by_weight(g: Tensor, x: Tensor, kernel: Sequence[int], last: bool, *geometry: Any) -> Tensor:
     problem = by_weight_problem(g, x, kernel, *geometry)
-    return run(problem, as_array(x, problem.layout), as_array(g, problem.layout), None, g)
+    return run(problem, as_array(x, problem.layout), as_array(g, problem.layout), None, g, last=last)
 
 
 _LIBRARY.impl("convolution", _convolution, "CPU")
@@ -194,9 +210,9 @@ def _(g: Tensor, w: Tensor, bias: Tensor | None, size: Sequence[int], *geometry:
 
 
 @torch.library.register_fake("wherever::by_weight")
-def _(g: Tensor, x: Tensor, kernel: Sequence[int], *geometry: Any) -> Tensor:
+def _(g: Tensor, x: Tensor, kernel: Sequence[int], last: bool, *geometry: Any) -> Tensor:
     shape = (g.shape[1], x.shape[1] // geometry[4], *kernel)
-    return torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=memory_format(x))
+    return torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=_format(last, len(shape)))
 
 
 # Their derivatives, and many at once (torch.func.vmap): further images where the weights are shared, further groups
@@ -227,7 +243,7 @@ class _Convolution(_Function):
         wanted = ctx.needs_input_grad
         return (
             by_input(g, w.conj(), None, list(x.shape[2:]), *ctx.geometry) if wanted[0] else None,
-            by_weight(g, x.conj(), list(w.shape[2:]), *ctx.geometry) if wanted[1] else None,
+            by_weight(g, x.conj(), list(w.shape[2:]), _last(w), *ctx.geometry) if wanted[1] else None,
             _sum_over_places(g) if wanted[2] else None,
             *[None] * 6,
         )
@@ -260,7 +276,7 @@ class _ByInput(_Function):
         wanted = ctx.needs_input_grad
         return (
             convolution(h, w.conj(), None, *ctx.geometry) if wanted[0] else None,
-            by_weight(g.conj(), h, list(w.shape[2:]), *ctx.geometry) if wanted[1] else None,
+            by_weight(g.conj(), h, list(w.shape[2:]), _last(w), *ctx.geometry) if wanted[1] else None,
             _sum_over_places(h) if wanted[2] else None,
             *[None] * 7,
         )
@@ -273,10 +289,19 @@ class _ByInput(_Function):
 class _ByWeight(_Function):
     @staticmethod
     def forward(
-        g: Tensor, x: Tensor, kernel: Any, s: Any, before: Any, after: Any, d: Any, groups: int, boundary: str
+        g: Tensor,
+        x: Tensor,
+        kernel: Any,
+        last: bool,
+        s: Any,
+        before: Any,
+        after: Any,
+        d: Any,
+        groups: int,
+        boundary: str,
     ) -> Tensor:
         operator = torch.ops.wherever.by_weight.default
-        return operator(g, x, kernel, s, before, after, d, groups, boundary)
+        return operator(g, x, kernel, last, s, before, after, d, groups, boundary)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
@@ -285,15 +310,15 @@ class _ByWeight(_Function):
         return (
             convolution(x.conj(), v, None, *ctx.geometry) if wanted[0] else None,
             by_input(g.conj(), v, None, list(x.shape[2:]), *ctx.geometry) if wanted[1] else None,
-            *[None] * 7,
+            *[None] * 8,
         )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
-        g, x, kernel, *geometry = arguments
+        g, x, kernel, last, *geometry = arguments
         count = info.batch_size
         gradients, inputs = (_as_groups(_front(t, dim, count)) for t, dim in zip((g, x), in_dims[:2], strict=True))
-        result = by_weight(gradients, inputs, kernel, *_more_groups(geometry, count))
+        result = by_weight(gradients, inputs, kernel, last, *_more_groups(geometry, count))
         return result.unflatten(0, (count, result.shape[0] // count)), 0
 
 
