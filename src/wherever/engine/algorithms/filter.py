@@ -17,6 +17,7 @@ from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, grid
 from wherever.engine.copies import assign, readable
 from wherever.engine.kernels.compile import Entry, compiled, host
+from wherever.engine.kernels.entry import address
 from wherever.engine.kernels.filter import filter_rows, ring_shape
 from wherever.engine.kernels.gather import NOWHERE
 from wherever.engine.kernels.vector import STORED
@@ -54,10 +55,12 @@ class Filter(EachChannel):
         lanes = host().lanes(working_dtype(problem.dtype).name)
         width = problem.output[-1]
         waste = -(-width // lanes) * lanes / width
-        sums = problem.multiply_adds * waste * max(1.5, loads * 1.5) / machine.multiply_adds
+        sums = problem.multiply_adds * waste * max(1.3, loads * 1.5) / machine.multiply_adds
         pixels = problem.batch * math.prod(problem.output) * (problem.in_channels + problem.out_channels)
-        copied = 3 if problem.layout == "channels_last" and problem.out_channels > 1 else 1
-        return (sums + copied * pixels / machine.copy) * size / 4 + 10 * machine.call
+        # Tall kernels read so many rows of the ring for each few that all come from the second cache.
+        tall = max(0, high - 16) / down * problem.batch * math.prod(problem.output) * problem.out_channels
+        copied = 3 if problem.layout == "channels_last" and problem.out_channels > 1 else 0.5
+        return (sums + (copied * pixels + tall) / machine.copy) * size / 4 + 2 * machine.call
 
     def prepared(self, problem: ConvProblem, operand: Array, bias: Array | None) -> Prepared:
         """Weights as they are."""
@@ -96,6 +99,17 @@ class _Call:
         return _Call(self.kernel, self.x - x, self.y - y, self.ring, self.tables)
 
 
+class _Ring:
+    """Memory for a ring of rows, of so many bytes, from a line of the cache on."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.memory = size, run.fresh(size + 64, np.dtype(np.uint8))
+        self.address = -(-address(self.memory) // 64) * 64
+
+
+_rings: list[_Ring] = []  # that nobody uses: asking for a workspace takes as long as a small filter
+
+
 class FilterPrepared:
     """Weights as (K, rows, columns). Images are read and written where they lie, whatever the boundary; if they can.
 
@@ -120,7 +134,7 @@ class FilterPrepared:
 
     def run(self, source: Array, out: Array, threads: int) -> None:
         """Compute into ``out``; see `Prepared.run`."""
-        x_address, y_address = source.ctypes.data, out.ctypes.data
+        x_address, y_address = address(source), address(out)
         # What decides which kernel is called with which tables; where the arrays are, apart from that, does not.
         remainders = x_address % source.itemsize, y_address % 64
         key = (source.dtype, source.strides, out.dtype, out.strides, remainders, threads)
@@ -140,7 +154,10 @@ class FilterPrepared:
             calls = [self._of_part(x[part.block.images], y[part.block.outputs], part, size) for part in parts]
             calls = [[call.behind(x_address, y_address) for call in some] for some in calls]
             self._calls[key] = calls
-        run.for_each(lambda some: self._compute(some, x_address, y_address), calls, threads)
+        if len(calls) == 1:
+            self._compute(calls[0], x_address, y_address)
+        else:
+            run.for_each(lambda some: self._compute(some, x_address, y_address), calls, threads)
 
     def _all_parts(self, in_place: bool, direct: bool, threads: int) -> list[_Part]:
         key = (in_place, direct, threads)
@@ -194,10 +211,17 @@ class FilterPrepared:
 
     def _compute(self, calls: list[_Call], x: int, y: int) -> None:
         """Make some calls on images that begin at these addresses."""
+        weight, bias, outside = self.fixed
+        needed = max(call.ring for call in calls) * self.dtype.itemsize
+        try:
+            ring = _rings.pop()
+        except IndexError:
+            ring = _Ring(needed)
+        if ring.size < needed:
+            ring = _Ring(needed)
         for call in calls:
-            (ring,) = run.workspace("ring", call.ring, dtype=self.dtype)
-            weight, bias, outside = self.fixed
-            call.kernel(x + call.x, weight, y + call.y, bias, outside, ring.ctypes.data, *call.addresses)
+            call.kernel(x + call.x, weight, y + call.y, bias, outside, ring.address, *call.addresses)
+        _rings.append(ring)
 
     def _buffer(self, purpose: str, images: int, channels: int, shape: tuple[int, ...]) -> Array:
         """Memory for (images, channels, *shape)."""

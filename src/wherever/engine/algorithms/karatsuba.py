@@ -14,11 +14,12 @@ from wherever.engine.algorithms.forward import as_forward
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.copies import readable
 from wherever.engine.kernels.compile import compiled, host
+from wherever.engine.kernels.entry import address
 from wherever.engine.kernels.karatsuba import BEYOND, karatsuba, leaves, padded
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
-_SEGMENT = 33  # vectors of a segment: an odd number, of about half a page
+_SEGMENT = 65  # vectors of a segment: an odd number, of about a page
 _TALL = 4  # sums of a part that are taken at once
 _STEPS = 2  # how often taps are divided: a third step costs as much as it saves
 _TAPS = range(8, 97)  # fewer gain nothing, more are faster by a transform
@@ -146,13 +147,11 @@ class KaratsubaPrepared:
         counts = ((self.length + 1) * 2**_STEPS + lanes) * lanes, self.length * len(self.taps) * lanes, lanes, each
         strip, parts, doubt, last = run.workspace("karatsuba", *counts, dtype=self.dtype)
         seen, target = self.seen[piece], self.target[piece]
-        source, result = x.ctypes.data, y.ctypes.data
-        beyond = (ends.ctypes.data - source) // size, (last.ctypes.data - result) // size
+        source, result = address(x), address(y)
+        beyond = (address(ends) - source) // size, (address(last) - result) // size
         sizes = np.array([len(seen) // lanes, each, each + self.problem.taps - 1, self.length, *beyond], np.int64)
         weights, bias = self.weights[k], self.direct.bias[k:]
-        arrays = (strip, parts, doubt, seen, target, sizes)
-        addresses = (array.ctypes.data for array in arrays)
-        self.kernel(source, weights.ctypes.data, result, bias.ctypes.data, *addresses)
+        self.kernel(x, weights, y, bias, strip, parts, doubt, seen, target, sizes)
         if target[-1] >= BEYOND:
             rest = len(y) % each
             y[-rest:] = last[:rest]

@@ -17,6 +17,7 @@ from wherever.engine.kernels.vector import Array, Int, Kernel, Table, Vector, tr
 # (3/4)^k of the multiplications are left, and a few additions (Karatsuba and Ofman 1962; Winograd's F(2, 2), nested).
 
 UNROLLED = 8  # taps of a part that are written out
+AHEAD = 4  # vectors of a result that are asked for before they are written
 BEYOND = 1 << 60  # in a table of rows, and more: of other memory
 
 
@@ -141,14 +142,19 @@ def karatsuba(target: Target, *, dtype: str, wide: int, steps: int, tall: int) -
             value = vector + offset
             doubt[0] = kernel.fma(value, nothing, doubt[0])
             row[j].store(value)
+            row[j + AHEAD * lanes].prefetch(write=True)  # so many rows at once are more than the processor foresees
 
     # What is seen behind the last column reaches no result, if it is finite.
     with kernel.loop(width, (length + 1) * apart) as place:
         strip[place, 0].store(nothing)
     with kernel.loop(groups) as group:
         fill(rows(x, seen, beyond_x, group))
+        following = rows(x, seen, beyond_x, kernel.number(kernel.minimum(group + 1, groups - 1)))
         results = rows(y, into, beyond_y, group)
         with kernel.loop(0, columns, block) as j:
+            for row in following:  # while there is something to multiply
+                for first in range(0, block, lanes):
+                    row[j + first].prefetch(2)
             found = sums(steps, 0, j // apart, None)
             for first in range(0, block, lanes):
                 with kernel.when(j + first < columns):
