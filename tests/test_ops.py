@@ -299,6 +299,37 @@ def test_an_empty_sum_is_the_bias():
     np.testing.assert_array_equal(y, np.broadcast_to(np.array([1.0, 2, 3])[:, None], (2, 3, 4)))
 
 
+@pytest.mark.parametrize(
+    ("strides", "shared"),
+    [
+        ((8, 16), False),
+        ((16, 8), True),
+        ((32, 8), False),
+        ((8, 8), True),
+        ((0, 8), True),
+        ((-32, 8), False),
+        ((12, 4), True),
+    ],
+)
+def test_elements_of_out_may_interleave_but_not_share_memory(strides, shared):
+    memory = np.zeros(20)
+    out = np.lib.stride_tricks.as_strided(memory[8:], (2, 4), strides)
+    x, w = np.arange(6.0)[None], np.ones((2, 1, 3))
+    if shared:
+        with pytest.raises(ValueError, match="out: several of its elements"):
+            ops.conv(x, w, out=out)
+        assert not memory.any()
+    else:
+        np.testing.assert_array_equal(ops.conv(x, w, out=out), ops.conv(x, w))
+
+
+def test_numbers_outside_booleans_are_booleans_if_they_can_be():
+    x, w = np.ones((1, 5), bool), np.ones((1, 1, 3), bool)
+    for boundary, dtype in ((0, bool), (1, bool), (7, np.int64), (0.5, np.float64)):
+        assert ops.conv(x, w, padding=1, boundary=boundary).dtype == dtype
+    np.testing.assert_array_equal(ops.conv(x, w, padding=1, boundary=7), [[9, 3, 3, 3, 9]])
+
+
 def test_no_warning_where_a_narrower_out_overflows():
     out = np.zeros((1, 3), np.float16)
     ops.conv(np.full((1, 5), 3e4, np.float32), np.ones((1, 1, 3), np.float32), out=out)

@@ -735,7 +735,7 @@ def _array(name: str, value: npt.ArrayLike) -> Array:
         raise TypeError(f"{name}: some of its elements are masked; fill them first (filled)")
     try:
         array = np.asarray(value)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: PyTorch, of tensors that need gradients
         raise ValueError(f"{name}: not an array of numbers: {error}") from None
     checked_dtype(name, array.dtype)
     return array
@@ -788,12 +788,22 @@ def _check_out(out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Non
         raise ValueError("out: the array is read-only")
     if out.dtype != dtype and not np.can_cast(dtype, checked_dtype("out", out.dtype), "same_kind"):
         raise TypeError(f"out: {out.dtype} cannot hold the result, which is {dtype}")
-    if (
-        out.size
-        and 0 in out.strides
-        and any(n > 1 and stride == 0 for n, stride in zip(out.shape, out.strides, strict=True))
-    ):
+    if not out.flags.forc and _overlaps_itself(out):
         raise ValueError("out: several of its elements are one place of memory; give an array with room for each")
+
+
+def _overlaps_itself(a: Array) -> bool:
+    """Whether several elements share memory."""
+    axes = sorted((abs(stride), n) for n, stride in zip(a.shape, a.strides, strict=True) if n > 1)
+    if not a.size:
+        return False
+    reach = a.itemsize  # bytes that the axes so far span
+    for stride, n in axes:
+        if stride < reach:  # they interleave, at best: look at where each element begins
+            places = functools.reduce(np.add.outer, (np.arange(n) * stride for stride, n in axes))
+            return bool((np.diff(np.sort(places, axis=None)) < a.itemsize).any())
+        reach += (n - 1) * stride
+    return False
 
 
 def _result_dtype(operands: list[tuple[str, Array | None]], boundary: Boundary, out: Array | None) -> np.dtype[Any]:

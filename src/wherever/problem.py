@@ -413,6 +413,8 @@ def with_boundary(dtype: np.dtype[Any], boundary: Boundary) -> np.dtype[Any]:
         return np.result_type(dtype, np.complex64)
     if isinstance(boundary, float) and dtype.kind in "biu":
         return np.result_type(dtype, np.float64)
+    if isinstance(boundary, int) and boundary not in (0, 1) and dtype.kind == "b":
+        return np.result_type(dtype, np.int64)
     if isinstance(boundary, int) and dtype.kind in "iu" and not np.iinfo(dtype).min <= boundary <= np.iinfo(dtype).max:
         raise ValueError(f"boundary: {boundary} does not fit into {dtype}; convert x to a wider type first")
     return dtype
