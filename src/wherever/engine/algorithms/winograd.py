@@ -22,6 +22,7 @@ from wherever.engine.blocks import Block, fewest_pieces, footprint, gather, grid
 from wherever.engine.copies import assign, exchanging, readable
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.cook_toom import MOST_POINTS
+from wherever.engine.kernels.entry import address as where
 from wherever.engine.kernels.winograd import OUTSIDE, Phases, active, winograd, winograd_weights
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -606,7 +607,7 @@ class WinogradPrepared:
         p, size = self.problem, self.dtype.itemsize
         u = run.unwritten(p.groups * self.panel, self.dtype)
         for group in range(p.groups):
-            self.transform(given[group], self.blocks, u.ctypes.data + group * self.panel * size)
+            self.transform(given[group], self.blocks, where(u) + group * self.panel * size)
         return u
 
     def transform(self, given: Array, blocks: int, u: int) -> None:
@@ -622,7 +623,7 @@ class WinogradPrepared:
                 assign(w[..., : len(some)], some.transpose(*range(2, some.ndim), 1, 0))
                 some = w.transpose(-1, -2, *range(p.spatial))
             sizes = np.array([p.group_in, blocks, *(stride // size for stride in some.strides[1:])], np.int64)
-            kernel(some.ctypes.data, u, sizes.ctypes.data)
+            kernel(some, u, sizes)
 
     @property
     def direct(self) -> Im2colPrepared:
@@ -633,9 +634,9 @@ class WinogradPrepared:
         """Compute some tiles of some output channels; return whether all results are finite."""
         last, size = call.scratch[-1], self.dtype.itemsize
         (memory,) = run.workspace("tiles", last + self.lanes, dtype=self.dtype)
-        address, odd = memory.ctypes.data, memory[last:]
-        fixed = (*(address + start * size for start in call.scratch), *call.addresses, call.sizes.ctypes.data)
-        filler, weight, bias = self.filler.ctypes.data, self.weight.ctypes.data, self.bias.ctypes.data
+        address, odd = where(memory), memory[last:]
+        fixed = (*(address + start * size for start in call.scratch), *call.addresses, call.sizes)
+        filler, weight, bias = self.filler, where(self.weight), where(self.bias)
         finite = True
         for in_x, in_weight, in_bias, in_y in work.groups:
             self.kernel(x + in_x, filler, weight + in_weight, bias + in_bias, y + in_y, *fixed)
@@ -653,7 +654,7 @@ class WinogradPrepared:
             if len(self._work) > 10:  # of ever other memory orders
                 self._work.clear()
             work = self._work[key] = [_Work(self, part, x, y, within) for part in self.parts]
-        begin = (x.ctypes.data, y.ctypes.data)
+        begin = (where(x), where(y))
         run.for_each(lambda part: part.run(self, x, y, begin, within), work, threads if within == 1 else 1)
 
     def shares(self, tiles: int, threads: int) -> list[tuple[range, range]]:
@@ -715,9 +716,9 @@ class WinogradOncePrepared(WinogradPrepared):
         size, lanes = self.dtype.itemsize, self.lanes
         panel = self.points * self.summed * self.width
         memory, u = run.workspace("tiles", call.scratch[-1] + lanes, panel, dtype=self.dtype)
-        address, weight, odd = memory.ctypes.data, u.ctypes.data, memory[call.scratch[-1] :]
+        address, weight, odd = where(memory), where(u), memory[call.scratch[-1] :]
         v, m, *rest = (address + start * size for start in call.scratch)
-        filler, bias = self.filler.ctypes.data, self.bias.ctypes.data
+        filler, bias = self.filler, where(self.bias)
         finite = True
         for group, (in_x, _, in_bias, in_y) in enumerate(work.groups):
             for sizes in call.sizes:
@@ -727,7 +728,7 @@ class WinogradOncePrepared(WinogradPrepared):
                 # The kernel counts blocks from the first of all.
                 before = block * self.width * size
                 arrays = (x + in_x, filler, weight - self.summed * before, bias + in_bias, y + in_y, v, m - before)
-                self.kernel(*arrays, *rest, *call.addresses, sizes.ctypes.data)
+                self.kernel(*arrays, *rest, *call.addresses, sizes)
                 finite = finite and bool(odd.dot(odd) == 0)  # zeros, or NaN
         return finite
 
@@ -806,7 +807,7 @@ class _Work:
         memory = None
         if self.copied:
             (memory,) = run.workspace("turned", self.copied, dtype=prepared.dtype)
-            address = memory.ctypes.data
+            address = where(memory)
             if self.foot is not None:
                 seen = address
             if self.result is not None:

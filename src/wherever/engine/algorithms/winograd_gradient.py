@@ -29,6 +29,7 @@ from wherever.engine.algorithms.winograd import (
 from wherever.engine.blocks import last_axes
 from wherever.engine.copies import assign, readable
 from wherever.engine.kernels.compile import compiled, host
+from wherever.engine.kernels.entry import address as where
 from wherever.engine.kernels.winograd_gradient import winograd_gradient
 from wherever.engine.machine import Machine, wide_dtype, working_dtype
 from wherever.problem import Array, ConvProblem
@@ -158,16 +159,19 @@ def _parts(p: ConvProblem, tiling: Tiling, in_place: bool) -> list[Part]:
     return tiled(p, tiling.tile, tuple(shape), images if whole else 1)
 
 
+@functools.lru_cache(maxsize=512)
+def _of_one_group(problem: ConvProblem) -> ConvProblem:
+    """Groups are problems of their own."""
+    return dataclasses.replace(problem, groups=1, in_channels=problem.group_in, out_channels=problem.group_out)
+
+
 class WinogradGradientPrepared:
     """The gradient of the output, which is transformed tile by tile together with x."""
 
     def __init__(self, problem: ConvProblem, operand: Array, tiling: Tiling | None = None) -> None:
         self.whole = problem
         self.tiling = tiling = tiling or best_tiling(problem, Machine())
-        # Groups are problems of their own.
-        self.problem = p = dataclasses.replace(
-            problem, groups=1, in_channels=problem.group_in, out_channels=problem.group_out
-        )
+        self.problem = p = _of_one_group(problem)
         self.given = operand
         self.operand = channels_first(problem, operand)
         self.dtype: np.dtype[Any] = working_dtype(p.dtype)
@@ -232,7 +236,7 @@ class WinogradGradientPrepared:
         y_vectors = -(-outputs // lanes)
         counts = (held * self.points * self.across * lanes, held * self.points * y_vectors * lanes)
         transformed = run.workspace("transformed", *counts, dtype=self.dtype)
-        v, d = (array.ctypes.data for array in transformed)
+        v, d = map(where, transformed)
         apart = max(self.across, y_vectors) * lanes
         finite: list[bool] = []
 
@@ -244,11 +248,11 @@ class WinogradGradientPrepared:
             span = (tiles.start, tiles.stop, tiling.together, held, *channels, some.start, some.stop, self.across)
             numbers = (*span, total.strides[0] // size, adding, *steps, apart)
             sizes = np.array(numbers, np.int64)
-            images = (x.ctypes.data, self.filler.ctypes.data, y.ctypes.data, self.nothing.ctypes.data)
+            images = (x, self.filler, y, self.nothing)
             place = moved * lanes * size
-            work = (v + place, d + place, edge.ctypes.data, sums.ctypes.data, total.ctypes.data, odd.ctypes.data)
-            self.kernel(*images, *work, *(table.ctypes.data for table in tables), sizes.ctypes.data)
-            finite.append(not np.isnan(odd).any())
+            work = (v + place, d + place, edge, sums, total, odd)
+            self.kernel(*images, *work, *tables, sizes)
+            finite.append(bool(odd.dot(odd) == 0))  # zeros, or NaN
 
         if threads == 1:
             with np.errstate(all="ignore"):
