@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import operator
@@ -16,7 +17,8 @@ import scipy.ndimage
 from wherever.engine import packed
 from wherever.engine.algorithms.filter import Filter
 from wherever.engine.algorithms.ordered import OrderedPrepared
-from wherever.engine.algorithms.separable import Axis, Passes
+from wherever.engine.algorithms.protocol import Prepared
+from wherever.engine.algorithms.separable import Axis, passes_along
 from wherever.engine.kernels.compile import unavailable
 from wherever.engine.machine import longest_sum
 from wherever.engine.plan import choose
@@ -763,7 +765,8 @@ def _sum_exactly(
     if problem is None or not result.flags.c_contiguous:
         return False
     shape = (batch, 1, *problem.size)
-    Filter().prepare(problem, w.reshape(problem.w_shape)).run(x.reshape(shape), result.reshape(shape), get_threads())
+    prepared = _prepared_filter(problem, w.astype(problem.dtype).tobytes())
+    prepared.run(x.reshape(shape), result.reshape(shape), get_threads())
     return True
 
 
@@ -776,10 +779,26 @@ def _window_problem(
         return None, 0
     batch = math.prod(x.shape[:-plane])
     padding = [(b, n - 1 - b) for b, n in zip(before, w.shape, strict=True)][-plane:]
-    problem = ConvProblem.from_shapes(
-        (batch, 1, *x.shape[-plane:]), (1, 1, *w.shape[-plane:]), dtype=dtype, padding=padding, boundary=boundary
-    )
-    return (None if Filter().refuses(problem) else problem), batch
+    shapes = (batch, 1, *x.shape[-plane:]), (1, 1, *w.shape[-plane:])
+    return _filter_problem(*shapes, dtype, tuple(padding), boundary), batch
+
+
+@functools.lru_cache(maxsize=256)
+def _filter_problem(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    padding: tuple[tuple[int, int], ...],
+    boundary: Boundary,
+) -> ConvProblem | None:
+    problem = ConvProblem.from_shapes(x_shape, w_shape, dtype=dtype, padding=padding, boundary=boundary)
+    return None if Filter().refuses(problem) else problem
+
+
+@functools.lru_cache(maxsize=64)
+def _prepared_filter(problem: ConvProblem, weights: bytes) -> Prepared:
+    """`Filter` with these weights, of the problem's type: found again by later calls."""
+    return Filter().prepare(problem, np.frombuffer(weights, problem.dtype).reshape(problem.w_shape))
 
 
 def _as_window(x: Array, passes: list[_Pass], boundaries: list[Boundary], result: Array) -> bool:
@@ -800,8 +819,8 @@ def _as_window(x: Array, passes: list[_Pass], boundaries: list[Boundary], result
     if problem is None or dtype != result.dtype or not result.flags.c_contiguous:
         return False
     shape = (batch, 1, *problem.size)
-    operand = w.reshape(problem.w_shape).astype(dtype)
-    Filter().prepare(problem, operand).run(x.reshape(shape), result.reshape(shape), get_threads())
+    prepared = _prepared_filter(problem, w.astype(dtype).tobytes())
+    prepared.run(x.reshape(shape), result.reshape(shape), get_threads())
     return True
 
 
@@ -971,7 +990,7 @@ def _fused_pass(
     if np.may_share_memory(x, result):
         x = x.copy()
     down, across = (one.along(x.shape[one.axis], cval, exact) for one in pair)
-    sums = Passes(dtype, [(down, across)], fused=not exact, summed_outside=False, unit=unit, truncated=exact)
+    sums = passes_along(dtype, (down, across), fused=not exact, summed_outside=False, unit=unit, truncated=exact)
     if unit > 1:
         shape = (*x.shape[:-2], -1)
         x, result = x.reshape(shape), result.reshape(shape)
@@ -1004,10 +1023,10 @@ def _single_pass(x: Array, one: _Pass, result: Array, cval: complex, dtype: np.d
             for j in range(0, width, step):
                 some = slice(j, min(j + step, width))
                 pair = (filtered, Axis(some.stop - j))
-                sums = Passes(dtype, [pair], fused=not exact, divisor=divisor, truncated=truncated)
+                sums = passes_along(dtype, pair, fused=not exact, divisor=divisor, truncated=truncated)
                 sums.run(source[:, some].copy(), target[:, some], get_threads())
         else:
-            sums = Passes(dtype, [pair], fused=not exact, divisor=divisor, truncated=truncated)
+            sums = passes_along(dtype, pair, fused=not exact, divisor=divisor, truncated=truncated)
             sums.run(source, target, get_threads())
 
 

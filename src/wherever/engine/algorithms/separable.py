@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from wherever.problem import Array, Boundary, ConvProblem
 
 Term = tuple[Array, Array]  # a kernel of one column and one of one row, whose product is a 2-D kernel
 
+_NAMES = {np.dtype(name): name for name in STORED}  # asking a type for its name takes microseconds
 _PART_BYTES = 1 << 19  # of the rows of one part, where they are copied
 _REPAIR_ELEMENTS = 1 << 18  # of the columns of windows that are summed directly at once
 # What leaving out the smaller terms may cost: a quarter of the accuracy promise.
@@ -243,12 +245,40 @@ class Axis:
         self.output = size + before + after - self.taps + 1
         self.before, self.boundary = before, boundary
 
+    @property
+    def told(self) -> tuple[Any, ...]:
+        """All of this as what can be a key; and 0 apart from -0."""
+        after = self.output + self.taps - 1 - self.size - self.before
+        kernel = None if self.kernel is None else (self.kernel.dtype.char, self.kernel.tobytes())
+        outside = self.boundary if isinstance(self.boundary, str) else (self.boundary, repr(self.boundary))
+        return self.size, kernel, self.before, after, outside, self.kind
+
+    @staticmethod
+    def of(told: tuple[Any, ...]) -> Axis:
+        """The axis of which this was told."""
+        size, kernel, before, after, outside, kind = told
+        w = None if kernel is None else np.frombuffer(kernel[1], kernel[0])
+        return Axis(size, w, before, after, outside if isinstance(outside, str) else outside[0], kind)
+
     def shown(self, start: int, length: int) -> npt.NDArray[np.int64]:
         """The places of the image that are seen at so many places, counted with those before it; -1: the number."""
         found = np.full(length, -1, np.int64)
         for part in runs(start - self.before, length, self.size, self.boundary):
             found[part.foot] = np.arange(*part.x.indices(self.size))
         return found
+
+
+def passes_along(dtype: np.dtype[Any], pair: tuple[Axis, Axis], **options: Any) -> Passes:
+    """`Passes` of one term, with these options; those that were asked for before are found again."""
+    return _passes_along(dtype, tuple(axis.told for axis in pair), tuple(options.items()))
+
+
+@functools.lru_cache(maxsize=64)
+def _passes_along(
+    dtype: np.dtype[Any], pair: tuple[tuple[Any, ...], ...], options: tuple[tuple[str, Any], ...]
+) -> Passes:
+    down, across = (Axis.of(told) for told in pair)
+    return Passes(dtype, [(down, across)], **dict(options))
 
 
 class Passes:
@@ -286,7 +316,7 @@ class Passes:
         truncated: bool = False,
     ) -> None:
         self.divisor, self.unit, self.truncated = divisor, unit, truncated
-        self.dtype, self.fused, self.lanes = dtype, fused, host().lanes(dtype.name)
+        self.dtype, self.fused, self.lanes = dtype, fused, host().lanes(_NAMES[dtype])
         self.pairs = list(pairs)
         self.rows, self.columns = rows, columns = self.pairs[0]
         numbers = [axis.boundary for axis in (rows, columns) if not isinstance(axis.boundary, str)]
@@ -298,6 +328,7 @@ class Passes:
         summed = summed_outside and rows.kernel is not None
         self.beside = [self.number * (u.sum(dtype=np.float64) if summed else 1) for u, _ in self.kernels]
         self._lay_out_strip()
+        self._shown: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
 
     def _lay_out_strip(self) -> None:
         """Columns of a strip: before the image, the image itself, behind it as far as the sums look, the number."""
@@ -340,7 +371,12 @@ class Passes:
         strip, ring, doubt, added = run.workspace(
             "strip", (self.middle + 1) * lanes, kept * pitch * lanes, lanes, 1, dtype=dtype
         )
-        source, places = self._rows(image, rows.shown(first, last - first + rows.taps - 1))
+        shown = self._shown.get(bounds)
+        if shown is None:
+            if len(self._shown) > 100:
+                self._shown.clear()
+            shown = self._shown[bounds] = rows.shown(first, last - first + rows.taps - 1)
+        source, places = self._rows(image, shown)
         size = source.itemsize
         (number,) = run.workspace("number", max(columns.size, 1) * self.unit, dtype=source.dtype)
         number[:] = self.number
@@ -364,9 +400,9 @@ class Passes:
         ):
             kernel = compiled(
                 passes,
-                dtype=dtype.name,
-                source=source.dtype.name,
-                result=buffer.dtype.name,
+                dtype=_NAMES[dtype],
+                source=_NAMES[source.dtype],
+                result=_NAMES[buffer.dtype],
                 down=down.kind,
                 across=across.kind,
                 apart=self.unit,
@@ -417,6 +453,6 @@ class Passes:
 
 def _usable(a: Array) -> bool:
     """Whether a kernel can work on an array (rows, columns) where it lies."""
-    if a.dtype.name not in STORED or not a.dtype.isnative or not a.flags.aligned or a.strides[0] % a.itemsize:
+    if a.dtype not in _NAMES or not a.flags.aligned or a.strides[0] % a.itemsize:
         return False
     return a.strides[1] == a.itemsize or a.shape[1] == 1
