@@ -64,11 +64,23 @@ def test_many_parts_and_threads(boundary, groups, layout, monkeypatch):
     np.testing.assert_array_equal(run(problem, tiling, x, w, threads=3), once)
 
 
-def test_threads_share_the_work_on_a_single_part():
-    problem = ConvProblem.from_shapes((1, 40, 12, 12), (40, 40, 5, 5), padding="same")
+@pytest.mark.parametrize("again", [0, math.inf])
+def test_threads_share_the_work_on_a_single_part(again, monkeypatch):
+    """Each phase of it, or its tiles; also where a number is not finite."""
+    monkeypatch.setattr(fourier_channels, "_WORTH_TILES", 0)
+    monkeypatch.setattr(fourier_channels, "_WORTH_PHASES", 0)
+    monkeypatch.setattr(fourier_channels, "_READ_AGAIN", again)
+    problem = ConvProblem.from_shapes((1, 40, 23, 26), (40, 40, 5, 5), padding="same")
     x, w = numbers(problem.x_shape, "float32"), numbers(problem.w_shape, "float32", 1)
-    for tiling in tilings(problem)[::7]:
-        np.testing.assert_array_equal(run(problem, tiling, x, w, threads=5), run(problem, tiling, x, w))
+    truth = expected(problem, x, w)
+    spoilt = x.copy()
+    spoilt[0, 3, 20, 24] = np.inf
+    for tiling in tilings(problem)[::9]:
+        once = run(problem, tiling, x, w)
+        assert_close(once, truth, "float32")
+        for threads in (2, 5):
+            np.testing.assert_array_equal(run(problem, tiling, x, w, threads=threads), once)
+        np.testing.assert_array_equal(run(problem, tiling, spoilt, w, threads=2), run(problem, tiling, spoilt, w))
 
 
 def test_a_kernel_larger_than_its_image_is_one_tile_that_wraps_into_its_zero_border():

@@ -43,7 +43,12 @@ _MOST_PLACES = 4096  # of a tile: its workspace stays in the second cache
 _SPECTRA_BYTES = 16 << 20  # of the tiles of a part, transformed, and of their products
 _PART_BYTES = 4 << 20  # of the input of a part
 _WEIGHT_BYTES = 64 << 20  # that the kernel's spectrum may take, or as much as 16 times the kernel
-_WORTH_SHARING = 2e-3  # seconds, estimated, from which on threads share a phase: they wait for each other's caches
+# Each thread takes some tiles through all phases, and reads the whole spectrum of the kernel, where that is up to so
+# many times as large as the spectra of all tiles; else threads share each phase.
+_READ_AGAIN = 10
+# Seconds, estimated, from which on threads share tiles, and phases, where they wait for each other's caches.
+_WORTH_TILES = 3e-4
+_WORTH_PHASES = 2e-3
 _SHARES = 4  # of the work of a part, for each thread
 # How much longer a pass over a tile takes than one of Winograd's transforms: frequencies of spectra lie far apart.
 _PASS = 4.0
@@ -507,41 +512,57 @@ class FourierChannelsPrepared:
 
     def _compute(self, x: Array, x_tables: _Tables, y: Array, y_tables: _Tables, tiles: int, threads: int) -> bool:
         """Compute the tiles of a part; return whether all results are finite."""
+        pairs, arrays = -(-tiles // 2), (x, x_tables, y, y_tables)
+        spectra = pairs * self.frequencies * 2 * (self.x_pixel + self.m_pixel)
+        seconds = self.tiling.seconds
+        if 2 * pairs >= threads > 1 and self.weight.size <= _READ_AGAIN * spectra:
+            # Each thread from x to y: what another one wrote would come from its caches.
+            shares = [(share,) for share in run.pieces(pairs, 1, threads if seconds > _WORTH_TILES else 1)]
+            return self._all(lambda share: self._phases(*arrays, share, 1), shares, threads)
+        threads = threads if seconds > _WORTH_PHASES else 1
+        return self._phases(*arrays, range(pairs), threads)
+
+    def _phases(self, x: Array, x_tables: _Tables, y: Array, y_tables: _Tables, pairs: range, threads: int) -> bool:
+        """Transform some pairs of tiles, multiply, and transform back; threads share each of these."""
         p, tiling, lanes, size = self.problem, self.tiling, self.lanes, self.dtype.itemsize
-        pairs = -(-tiles // 2)
         forward = self._kernel(fourier_forward, x.shape[1], lanes, shape=False)
         inverse = self._kernel(fourier_inverse, y.shape[1], lanes)
+        groups = -(-len(pairs) // tiling.rows)
+        rows = -(-len(pairs) // groups)
         product = compiled(
             fourier_product,
             dtype=self.dtype.name,
             z_pixel=self.x_pixel,
             y_pixel=self.m_pixel,
-            rows=tiling.rows,
+            rows=rows,
             vectors=tiling.vectors,
         )
-        groups = -(-pairs // tiling.rows)
-        z_frequency, m_frequency = (self._pitch(groups * tiling.rows, pixel) for pixel in (self.x_pixel, self.m_pixel))
+        z_frequency, m_frequency = (self._pitch(groups * rows, pixel) for pixel in (self.x_pixel, self.m_pixel))
         z, m = run.workspace(
             "spectra", self.frequencies * z_frequency, self.frequencies * m_frequency, dtype=self.dtype
         )
         if self.written < self.y_pixel:  # channels that are transformed back without being there
-            spectra = m.reshape(self.frequencies, m_frequency)[:, : groups * tiling.rows * 2 * self.m_pixel]
+            spectra = m.reshape(self.frequencies, m_frequency)[:, : groups * rows * 2 * self.m_pixel]
             spectra.reshape(self.frequencies, -1, self.m_pixel)[:, :, self.written :] = 0
+        # Kernels count pairs from the first of all; spectra begin with the first of these.
+        z_first, m_first = (
+            array.ctypes.data - pairs.start * 2 * pixel * size
+            for array, pixel in ((z, self.x_pixel), (m, self.m_pixel))
+        )
 
         def transform(channel: range, pair: range) -> bool:
             work, elsewhere = self._workspace()
             numbers = [pair.start, pair.stop, channel.start, channel.stop, z_frequency, 2 * self.x_pixel, self.x_pixel]
             sizes = np.array(numbers, np.int64)
-            addresses = [array.ctypes.data for array in (x, elsewhere, work, self.roots, z)]
-            forward(*addresses, *x_tables.addresses, sizes.ctypes.data)
+            addresses = [array.ctypes.data for array in (x, elsewhere, work, self.roots)]
+            forward(*addresses, z_first, *x_tables.addresses, sizes.ctypes.data)
             return True
 
-        def multiply(span: range, some: range) -> bool:
-            """The products at some frequencies, of some groups of pairs."""
+        def multiply(span: range) -> bool:
             numbers = [
                 span.start,
                 span.stop,
-                len(some),
+                groups,
                 p.group_in,
                 self.blocks,
                 self.g_frequency,
@@ -549,12 +570,11 @@ class FourierChannelsPrepared:
                 m_frequency,
             ]
             sizes = np.array(numbers, np.int64)
-            first = some.start * tiling.rows * 2  # spectra before those of the first pair
             for group in range(p.groups):
                 product(
-                    z.ctypes.data + (first * self.x_pixel + group * p.group_in) * size,
+                    z.ctypes.data + group * p.group_in * size,
                     self.weight.ctypes.data + group * self.panel * size,
-                    m.ctypes.data + (first * self.m_pixel + group * p.group_out) * size,
+                    m.ctypes.data + group * p.group_out * size,
                     self.mirrored.ctypes.data,
                     sizes.ctypes.data,
                 )
@@ -565,24 +585,13 @@ class FourierChannelsPrepared:
             (odd,) = run.workspace("odd", self.lanes, dtype=self.dtype)
             numbers = [pair.start, pair.stop, channel.start, channel.stop, m_frequency, 2 * self.m_pixel, self.m_pixel]
             sizes = np.array(numbers, np.int64)
-            addresses = [array.ctypes.data for array in (m, y, elsewhere, work, self.roots, self.bias, odd)]
-            inverse(*addresses, *y_tables.addresses, sizes.ctypes.data)
+            addresses = [array.ctypes.data for array in (y, elsewhere, work, self.roots, self.bias, odd)]
+            inverse(m_first, *addresses, *y_tables.addresses, sizes.ctypes.data)
             return not np.isnan(odd).any()
 
-        every = range(len(self.mirrored))
-        if groups >= threads > 1 and self.weight.nbytes <= z.nbytes + m.nbytes:
-            # Each thread from x to y: what another one wrote would come from its caches.
-            def whole(some: range) -> bool:
-                pair = range(some.start * tiling.rows, min(some.stop * tiling.rows, pairs))
-                transform(range(x.shape[1]), pair)
-                multiply(every, some)
-                return transform_back(range(y.shape[1]), pair)
-
-            return self._all(whole, [(some,) for some in run.pieces(groups, 1, threads)], threads)
-        threads = threads if tiling.seconds > _WORTH_SHARING else 1
         self._all(transform, self._shares(x.shape[1], lanes, pairs, threads), threads)
-        spans = run.pieces(len(every), 1, threads * _SHARES)
-        self._all(multiply, [(span, range(groups)) for span in spans], threads)
+        spans = run.pieces(len(self.mirrored), 1, threads * _SHARES if threads > 1 else 1)
+        self._all(multiply, [(span,) for span in spans], threads)
         return self._all(transform_back, self._shares(y.shape[1], lanes, pairs, threads), threads)
 
     def _pitch(self, pairs: int, pixel: int) -> int:
@@ -590,12 +599,13 @@ class FourierChannelsPrepared:
         numbers = pairs * 2 * pixel
         return numbers + 2 * self.lanes if numbers * self.dtype.itemsize % 1024 == 0 else numbers
 
-    def _shares(self, channels: int, step: int, tiles: int, threads: int) -> list[tuple[range, range]]:
-        """Ranges of channels and of (pairs of) tiles, enough for the threads."""
+    def _shares(self, channels: int, step: int, pairs: range, threads: int) -> list[tuple[range, range]]:
+        """Ranges of channels and of pairs of tiles, enough for the threads."""
         if threads == 1:
-            return [(range(channels), range(tiles))]
+            return [(range(channels), pairs)]
         spans = run.pieces(channels, step, threads * _SHARES)
-        return list(itertools.product(spans, run.pieces(tiles, 1, -(-threads * _SHARES // len(spans)))))
+        shares = run.pieces(len(pairs), 1, -(-threads * _SHARES // len(spans)))
+        return list(itertools.product(spans, [pairs[share.start : share.stop] for share in shares]))
 
     def _all(self, function: Callable[..., bool], shares: Iterable[tuple[range, ...]], threads: int) -> bool:
         """Whether a function holds for all shares of the work."""
