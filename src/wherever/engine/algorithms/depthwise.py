@@ -27,6 +27,8 @@ from wherever.problem import Array, ConvProblem
 
 _LINE = 64  # bytes of a line of the cache
 _WIDEST = 13  # columns of a kernel that are summed together
+_SECOND_CACHE = 1 << 20  # bytes
+_FEW_SUMS = 3  # for which a vector of x is loaded, so that loads set the pace
 _FEW_TAPS = 9  # that leave time for loads, and whose kernel is small enough to be written out
 
 
@@ -52,8 +54,8 @@ class Depthwise(EachChannel):
         sums = problem.multiply_adds * waste * (0.8 if wide > 3 else 1.0 if wide > 1 else 1.5) / machine.multiply_adds
         read = problem.batch * math.prod(problem.size) * problem.in_channels
         written = problem.batch * math.prod(problem.output) * problem.out_channels
-        copied = 2 if problem.layout == "channels_first" and problem.in_channels > 1 else 0.5
-        return (sums + copied * (read + written) / machine.copy) * size / 4 + 10 * machine.call
+        copied, calls = (2, 9) if problem.layout == "channels_first" and problem.in_channels > 1 else (0.5, 2.7)
+        return (sums + copied * (read + written) / machine.copy) * size / 4 + calls * machine.call
 
     def prepared(self, problem: ConvProblem, operand: Array, bias: Array | None) -> Prepared:
         """Weights with channels last."""
@@ -173,15 +175,17 @@ def tables(p: ConvProblem, part: Block, x: Array, y: Array, widest: int, *, in_p
 
 
 @functools.lru_cache(maxsize=256)
-def _tile(rows: int, wide: int, runs: int, height: int, width: int) -> tuple[int, int]:
+def _tile(rows: int, wide: int, runs: int, height: int, width: int, streams: bool) -> tuple[int, int]:
     """Rows and places of the register tile: those of the cheapest tiling of so many rows and columns.
 
-    For the first three see the kernel.
+    For the first three see the kernel. Where images stream from behind the second cache for few sums, tiles are small:
+    the places of a wide one crowd the sets of the first cache, and what neighbours share is gone before they ask.
     """
     registers = host().registers
+    most_down, most_across = (4, 14) if not streams else (3 if rows > 1 else 2, 4)
     best, least = (1, 1), math.inf
-    for down in range(1, min(height, 4) + 1):
-        for across in range(1, min(width, 14) + 1):
+    for down in range(1, min(height, most_down) + 1):
+        for across in range(1, min(width, most_across) + 1):
             # Sums, a window of x that moves by a place, and two weights.
             if down * across + across + 3 > registers and (down, across) != (1, 1):
                 continue
@@ -332,7 +336,9 @@ class DepthwisePrepared:
         # Tiles of rows; they do not go over the end of an image where the lines of their rows slide.
         slides = p.spatial > 1 and p.stride[-2] == spacing[-2] == 1 and p.kernel[-2] * wide <= _FEW_TAPS
         rows, height = (p.kernel[-2], y.shape[-2]) if slides else (1, len(lines))
-        down, across = _tile(rows, wide, run_count, height, columns)
+        touched = (x[0].size + y[0].size) * self.dtype.itemsize
+        streams = wide <= _FEW_SUMS * p.stride[-1] and touched > _SECOND_CACHE
+        down, across = _tile(rows, wide, run_count, height, columns, streams)
         firsts = np.minimum(np.arange(0, height, down), height - down)  # the last tile overlaps the one before
         firsts = np.add.outer(np.arange(0, len(lines), height), firsts).ravel()
         lines_inside = np.all(found.inside[firsts[:, None] + np.arange(down)], axis=1)

@@ -57,17 +57,17 @@ class Direct(Algorithm):
         sums = tile.cost * host().lanes(working_dtype(problem.dtype).name) * size / 4 / machine.multiply_adds
         read = problem.batch * math.prod(problem.size) * problem.in_channels
         written = problem.batch * math.prod(problem.output) * problem.out_channels
-        moved, part, calls = 0.0, _PART_BYTES, 4
+        moved, part, calls = 0.0, _PART_BYTES, 1
         turned = read * (read > problem.batch * problem.in_channels > problem.batch)
         turned += written * (written > problem.batch * problem.out_channels > problem.batch)
         if problem.layout == "channels_first" and turned:
             if problem.size[-1] != given.size[-1]:  # places that lie apart are copied one by one
                 turned += 3 * read
-            moved, part, calls = 4.0 * turned, 4 * _TURNED_BYTES, 20
+            moved, part, calls = 4.0 * turned, 4 * _TURNED_BYTES, 13
         elif any(before or after for before, after in problem.padding):
             moved = read
         parts = -(-moved * size // part)
-        return sums + moved / machine.copy * size / 4 + (3 + calls * parts) * machine.call
+        return sums + moved / machine.copy * size / 4 + (0.5 + calls * parts) * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
         """Input and result of one part, where they are copied."""

@@ -59,8 +59,10 @@ class Filter(EachChannel):
         pixels = problem.batch * math.prod(problem.output) * (problem.in_channels + problem.out_channels)
         # Tall kernels read so many rows of the ring for each few that all come from the second cache.
         tall = max(0, high - 16) / down * problem.batch * math.prod(problem.output) * problem.out_channels
-        copied = 3 if problem.layout == "channels_last" and problem.out_channels > 1 else 0.5
-        return (sums + (copied * pixels + tall) / machine.copy) * size / 4 + 2 * machine.call
+        # Where channels lie last each image is turned, by calls of Python.
+        copied, calls = (3, 40) if problem.layout == "channels_last" and problem.out_channels > 1 else (0.5, 1.3)
+        rows = problem.batch * problem.out_channels * math.prod(problem.output[:-1])
+        return (sums + (copied * pixels + tall) / machine.copy) * size / 4 + (calls + 0.012 * rows) * machine.call
 
     def prepared(self, problem: ConvProblem, operand: Array, bias: Array | None) -> Prepared:
         """Weights as they are."""

@@ -66,7 +66,8 @@ class Panels(Algorithm):
             moved += 4.0 * (read * (problem.in_channels > 1))
             moved += 4.0 * problem.batch * places * problem.out_channels * (problem.out_channels > 1)
         parts = 1 + moved * dtype.itemsize // _PART_BYTES
-        return sums * dtype.itemsize / 4 + moved / machine.copy * dtype.itemsize / 4 + (3 + 4 * parts) * machine.call
+        calls = 5 if problem.layout == "channels_last" and moved else 1
+        return (sums + moved / machine.copy) * dtype.itemsize / 4 + (1 + calls * parts) * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
         """Panels, and input and result of one part, where they are copied."""
