@@ -31,6 +31,7 @@ from wherever.problem import Array, ConvProblem
 _PART_BYTES = 1 << 19  # of the input of one part, where it is copied
 _TURNED_BYTES = 1 << 21  # of the input, or of the result, where its channels lie first: a part costs many calls then
 _SMALL_BYTES = 1 << 17  # of an image that is copied whole rather than in place but for its borders
+_FEW_CHANNELS = 16  # up to which copies cost little beside the sums: images four times as large are copied
 _SCRATCH_BYTES = 1 << 18  # of the copies of one part that are kept for the next call
 _STREAMED_BYTES = 1 << 22  # of x, that no cache is taken to hold
 _FEW_TERMS = 256
@@ -373,7 +374,8 @@ class DirectPrepared:
         )
         inner = _interior(p, self.tile.across)
         whole, places = math.prod(p.output), math.prod(b - a for a, b in inner)
-        large = p.batch * math.prod(p.size) * p.in_channels * self.dtype.itemsize > _SMALL_BYTES
+        small = _SMALL_BYTES * (4 if p.in_channels <= _FEW_CHANNELS else 1)
+        large = p.batch * math.prod(p.size) * p.in_channels * self.dtype.itemsize > small
         bytes_of_place = self.dtype.itemsize * max(p.in_channels * math.prod(p.stride), 0 if y else p.out_channels)
         most = max(1, (_PART_BYTES if x and y else _TURNED_BYTES) // bytes_of_place)
         if x is not None and self._within_reach(x) and (places == whole or (large and 2 * places > whole)):

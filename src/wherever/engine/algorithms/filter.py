@@ -55,7 +55,7 @@ class Filter(EachChannel):
         lanes = host().lanes(working_dtype(problem.dtype).name)
         width = problem.output[-1]
         waste = -(-width // lanes) * lanes / width
-        sums = problem.multiply_adds * waste * max(1.3, loads * 1.5) / machine.multiply_adds
+        sums = problem.multiply_adds * waste * max(1.05, loads * 1.5) / machine.multiply_adds
         pixels = problem.batch * math.prod(problem.output) * (problem.in_channels + problem.out_channels)
         # Tall kernels read so many rows of the ring for each few that all come from the second cache.
         tall = max(0, high - 16) / down * problem.batch * math.prod(problem.output) * problem.out_channels
