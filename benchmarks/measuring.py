@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from cases import Case
-from peers import Contender, algorithm_of, contenders, inference, operands_of
+from contender import Contender
+from peers import algorithm_of, contenders, inference, operands_of
 
 # Relative to the largest result, of the peers' own errors; of integers, which SciPy truncates and OpenCV rounds, 2.
 _TOLERANCE = {"float32": 5e-5, "float64": 1e-11, "uint8": 2e-2}

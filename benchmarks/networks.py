@@ -19,10 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from contender import Contender
 
 # Times faster than the best peer that each network is to be.
 TARGETS = {
@@ -40,24 +41,6 @@ TARGETS = {
 TRAINING_TARGET = 1.3
 _CLOSE = 1e-3  # of the largest result: several peers sum with less care than this engine promises
 PEERS = ["torch.compile", "ONNX Runtime", "OpenVINO", "ncnn"]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to compute a network.
-
-    Attributes
-    ----------
-    name : str
-    run : function
-        What is timed: from an input to the result.
-    result : function
-        The result of ``run`` as an array.
-    """
-
-    name: str
-    run: Callable[[], Any]
-    result: Callable[[Any], Any]
 
 
 def parsed() -> argparse.Namespace:
@@ -234,7 +217,7 @@ def measure(found: Iterator[Contender | str], rounds: int) -> tuple[dict[str, fl
             notes.append(contender)
             continue
         try:
-            result = np.array(contender.result(contender.run()))
+            result = np.array(contender.array(contender.run()))
         except Exception as error:  # compilers run when they are first called
             notes.append(f"{contender.name}: {type(error).__name__}")
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import scipy.fft
 import scipy.ndimage
 import scipy.signal
 from cases import Case
+from contender import Contender
 
 import wherever
 from wherever.engine.plan import choose
@@ -52,27 +52,6 @@ def versions() -> dict[str, str]:
     """The libraries that are here, and their versions."""
     modules = {"wherever": wherever, "NumPy": np, "SciPy": scipy, "PyTorch": torch, "OpenCV": cv2, "JAX": jax}
     return {name: module.__version__ for name, module in modules.items() if module is not None}
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to compute a case.
-
-    Attributes
-    ----------
-    name : str
-    run : function
-        What is timed.
-    array : function
-        The result of ``run`` as an array, with channels first.
-    rate : float
-        Multiply-adds a second, of direct summation, that it surely reaches: what would take minutes is left out.
-    """
-
-    name: str
-    run: Callable[[], Any]
-    array: Callable[[Any], Array] = np.asarray
-    rate: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,3 +31,15 @@ def data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("WHEREVER_DATA names no folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def unpack(data: Path) -> Callable[[str, Path, Callable[[str], bool]], None]:
+    """Unpack those members of an archive of the real data whose name is wanted, into a folder."""
+    safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4 and later
+
+    def into(archive: str, folder: Path, wanted: Callable[[str], bool]) -> None:
+        with tarfile.open(data / archive) as tar:
+            tar.extractall(folder, [member for member in tar.getmembers() if wanted(member.name)], **safely)
+
+    return into

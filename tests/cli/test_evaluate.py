@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from PIL import Image
 
 from wherever.cli import main
 
-SAFELY: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4 and later
 PLACES = [(26, 26), (80, 40), (120, 90), (40, 95)]
 
 
@@ -131,10 +129,8 @@ def test_bad_input(run: Any, tmp_path: Path, arguments: list[str], words: list[s
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_white_blood_cells_in_real_photographs(run: Any, tmp_path: Path, data: Path) -> None:
-    with tarfile.open(data / "bccd.tar") as tar:
-        chosen = [member for member in tar.getmembers() if "BloodImage_0000" in member.name]
-        tar.extractall(tmp_path / "cells", members=chosen, **SAFELY)
+def test_white_blood_cells_in_real_photographs(run: Any, tmp_path: Path, unpack: Any) -> None:
+    unpack("bccd.tar", tmp_path / "cells", lambda member: "BloodImage_0000" in member)
     folder = next(iter(tmp_path.glob("cells/**/*.xml"))).parent
     assert len(list(folder.glob("*.jpg"))) == len(list(folder.glob("*.xml"))) == 9
     code, out, err = run("--truth", str(folder), "--folds", "3", "--label", "WBC", "--json")

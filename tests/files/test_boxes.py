@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from hypothesis import strategies as st
 
 from wherever.files.boxes import Annotation, read_boxes
 from wherever.files.outputs import to_coco_text, to_csv_text, to_geojson_text
-
-SAFELY: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4 and later
 
 
 def boxes_in(text: str | bytes, folder: Path, name: str = "boxes", **options: Any) -> list[Annotation]:
@@ -220,11 +217,9 @@ def test_no_file(tmp_path: Path) -> None:
         read_boxes(tmp_path / "missing.csv")
 
 
-def test_real_files(tmp_path: Path, data: Path) -> None:
+def test_real_files(tmp_path: Path, unpack: Any) -> None:
     for name in ("bccd.tar", "waldo_12.tar"):
-        with tarfile.open(data / name) as tar:
-            wanted = [member for member in tar.getmembers() if member.name.endswith((".xml", ".csv"))]
-            tar.extractall(tmp_path, members=wanted, **SAFELY)
+        unpack(name, tmp_path, lambda member: member.endswith((".xml", ".csv")))
     cells = read_boxes(next(iter(tmp_path.glob("**/*.xml"))).parent, allow_empty=True)
     assert {item.label for item in cells} == {"RBC", "WBC", "Platelets"}
     assert len({item.image for item in cells}) == 292

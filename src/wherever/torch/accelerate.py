@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import operator
 import statistics
 import threading
 import time
@@ -265,9 +266,7 @@ class _Program:
             return fx.node.map_arg(node.args, look), fx.node.map_arg(node.kwargs, look)
 
         if node.op == "get_attr":
-            constant: Any = self._graph
-            for part in target.split("."):
-                constant = getattr(constant, part)
+            constant = operator.attrgetter(target)(self._graph)
 
             def step(values: list[Any]) -> None:
                 values[place] = constant

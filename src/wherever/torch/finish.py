@@ -34,11 +34,9 @@ def finishing(result: Tensor, activation: str | None, adds: bool, threads: int) 
     if dtype not in ("float32", "float64") or not finishes(activation, dtype) or unavailable() is not None:
         return lambda added: _by_pytorch(result, activation, added)
     kernel = compiled(finish, dtype=dtype, activation=activation, adds=adds)
-    sizes, strides, shape = [], result.stride(), result.shape
-    start, bytes_of_one = result.data_ptr(), result.element_size()
-    for piece in run.pieces(result.numel(), 64, min(threads, 1 + result.numel() // _PIECE)):
-        sizes.append((piece.start * bytes_of_one, np.array([len(piece)], np.int64)))
-    calls = [(distance, size.ctypes.data, size) for distance, size in sizes]
+    strides, shape, start = result.stride(), result.shape, result.data_ptr()
+    pieces = run.pieces(result.numel(), 64, min(threads, 1 + result.numel() // _PIECE))
+    calls = [(piece.start * result.element_size(), np.array([len(piece)], np.int64)) for piece in pieces]
 
     def step(added: Tensor | None) -> None:
         begin = start
@@ -47,10 +45,7 @@ def finishing(result: Tensor, activation: str | None, adds: bool, threads: int) 
                 _by_pytorch(result, activation, added)
                 return
             begin = added.data_ptr()
-        if len(calls) == 1:
-            kernel(start, begin, calls[0][1])
-        else:
-            run.for_each(lambda call: kernel(start + call[0], begin + call[0], call[1]), calls, threads)
+        run.for_each(lambda call: kernel(start + call[0], begin + call[0], call[1]), calls, threads)
 
     return step
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,7 @@ def traced(model: nn.Module) -> fx.GraphModule:
 def fold_scales(module: fx.GraphModule) -> None:
     """Fold constant factors of channels, which follow a fully connected layer alone, into its weights."""
     modules: dict[Any, nn.Module] = dict(module.named_modules())
+    uses = _uses(module)
     for node in list(module.graph.nodes):
         if node.target not in (operator.mul, torch.mul) or len(node.args) != 2 or node.kwargs:
             continue
@@ -70,10 +72,10 @@ def fold_scales(module: fx.GraphModule) -> None:
         follows = node if turned is given else given
         if not _is_linear(turned, modules) or not _is_only_user(follows, turned):
             continue
-        if not (isinstance(factor, fx.Node) and factor.op == "get_attr") or _uses(module, turned.target) > 1:
+        if not (isinstance(factor, fx.Node) and factor.op == "get_attr") or uses[turned.target] > 1:
             continue
         layer: Any = modules[turned.target]
-        scale = _attribute(module, factor.target)
+        scale: Tensor = operator.attrgetter(str(factor.target))(module)
         channels = layer.out_features
         # Channels lie last behind the layer; behind a permutation that puts them second, two axes follow.
         fits = scale.shape == (channels,) if turned is given else scale.shape == (channels, 1, 1)
@@ -141,24 +143,16 @@ def _is_linear(node: Any, modules: dict[Any, nn.Module]) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_module" and type(modules[node.target]) is nn.Linear
 
 
-def _uses(module: fx.GraphModule, target: Any) -> int:
-    return sum(node.op == "call_module" and node.target == target for node in module.graph.nodes)
-
-
-def _attribute(module: Any, name: Any) -> Any:
-    for part in name.split("."):
-        module = getattr(module, part)
-    return module
+def _uses(module: fx.GraphModule) -> Counter[Any]:
+    """How often a graph runs each of its modules."""
+    return Counter(node.target for node in module.graph.nodes if node.op == "call_module")
 
 
 def fold_normalisations(module: fx.GraphModule) -> dict[str, str]:
     """Fold every batch normalisation that follows a convolution alone into its weights; return which into which."""
     modules: dict[Any, nn.Module] = dict(module.named_modules())
     folded: dict[Any, Any] = {}
-    uses: dict[Any, int] = {}
-    for node in module.graph.nodes:
-        if node.op == "call_module":
-            uses[node.target] = uses.get(node.target, 0) + 1
+    uses = _uses(module)
     for node in list(module.graph.nodes):
         if node.op != "call_module" or type(modules[node.target]) not in NORMALISATIONS:
             continue
