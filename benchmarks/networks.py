@@ -157,7 +157,7 @@ def _ncnn(model: Any, x: Any, threads: int, folder: Path) -> Contender:
         setattr(net.opt, narrow, False)
     net.load_param(str(folder / "model.ncnn.param"))
     net.load_model(str(folder / "model.ncnn.bin"))
-    given = ncnn.Mat(x[0].numpy().copy())
+    given = ncnn.Mat(x[0].numpy()).clone()  # without a copy of its own it looks at memory that NumPy may give back
 
     def run() -> Any:
         extractor = net.create_extractor()
