@@ -55,6 +55,20 @@ class Views(nn.Module):
         return torch.cat([left, z, right], dim=1), flat.sum(dim=1), right
 
 
+class Means(nn.Module):
+    """Means of channels, kept and not, of what is used again, and of what was permuted."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        means = y.mean((2, 3))
+        z = self.b(functional.avg_pool2d(y, 2))
+        return means + z.transpose(2, 3).mean((2, 3)), z + z.mean((2, 3), keepdim=True)
+
+
 class Broadcast(nn.Module):
     """Additions that are not of two images of one size."""
 
@@ -123,6 +137,16 @@ MODELS = {
     ),
     "circular": lambda: nested(nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"), nn.ReLU()),
     "head": lambda: nested(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 7 * 8, 10)),
+    "pooled": lambda: nested(
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(8, 8, 1),
+        nn.AvgPool2d(2, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ),
+    "means": Means,
     "views": Views,
     "broadcast": Broadcast,
     "branching": Branching,

@@ -6,7 +6,6 @@ import copy
 import functools
 import math
 import operator
-import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -35,13 +34,15 @@ from wherever.torch.graphs import (
 )
 from wherever.torch.modules import BOUNDARIES, replace
 from wherever.torch.operators import DTYPES, as_array, by_input_problem, forward_problem
+from wherever.torch.pooling import pooler, pooling_of
 
 __all__ = ["Accelerated", "Report", "accelerate"]
 
 _Step: TypeAlias = Callable[[list[Any]], None]
 
 PROGRAMS = 4  # shapes of inputs that an accelerated model is kept ready for
-_SAMPLES = 3  # of each contender, when a layer is given to whoever is faster
+# Samples of each contender, when a layer is given to whoever is faster; and seconds that are enough for all of them.
+_SAMPLES, _MOST_SAMPLES, _ENOUGH = 3, 11, 0.01
 _CANDIDATES = 3  # algorithms of this engine that are timed
 _UNLIKELY = 3.0  # times slower than the best, by its estimate: not timed
 _COLD_MODEL, _COLD_LAYER = 12 << 20, 128 << 10  # bytes of weights from which on they are read from memory
@@ -209,8 +210,9 @@ class _Program:
         self._graph = graph
         self._shown: dict[tuple[int, bool], tuple[Tensor, Array]] = {}
         self._weights = sum(p.numel() * p.element_size() for p in graph.parameters())
-        rows: list[Row] = []
-        samples = self._sample(_copies(inputs))
+        self._folded = folded
+        self._rows: list[Row] = []
+        self._samples = self._sample(_copies(inputs))
         self.memory = _Memory()
         self._steps: list[_Step] = []
         done: set[fx.Node] = set()
@@ -218,15 +220,14 @@ class _Program:
             if node in done or node.op == "placeholder":
                 continue
             layer = self._joined.get(node)
-            if layer is not None:
-                step = self._layer(layer, samples, rows, folded)
-                if step is not None:
-                    done.update(layer.joined)
-                    self._steps.append(step)
-                    continue
-            if node.op != "output":
+            step = self._pooling(node) if layer is None else self._layer(layer)
+            if step is not None:
+                done.update([] if layer is None else layer.joined)
+                self._steps.append(step)
+            elif node.op != "output":
                 self._steps.append(self._theirs(node))
-        self.report = Report(tuple(rows))
+        self.report = Report(tuple(self._rows))
+        del self._samples
         self._inputs = [self._place[node] for node in self._nodes if node.op == "placeholder"]
         (self._output,) = [node for node in self._nodes if node.op == "output"]
 
@@ -284,33 +285,33 @@ class _Program:
 
         return step
 
-    def _layer(
-        self, layer: Layer, samples: dict[fx.Node, Any], rows: list[Row], folded: dict[str, str]
-    ) -> _Step | None:
+    def _layer(self, layer: Layer) -> _Step | None:
         """A step on this engine; None if it does not compute this layer, or PyTorch is faster."""
         module: Any = self._modules[str(layer.node.target)]
-        x = samples[layer.node.args[0]]  # type: ignore[index]
+        given, sample = layer.node.args[0], self._samples[layer.node]
+        assert isinstance(given, fx.Node)
+        x = self._samples[given]
         words = " + ".join(
             [
                 _words(module),
-                *(["batch normalisation"] if layer.node.target in folded else []),
+                *(["batch normalisation"] if layer.node.target in self._folded else []),
                 *(["addition"] if layer.added is not None else []),
                 *([layer.activation] if layer.activation else []),
             ]
         )
         linear = isinstance(module, nn.Linear)
         problem = _of_rows(module, x) if linear else _problem(module, x)
-        added = None if layer.added is None else samples[layer.added]
-        if problem is None or (added is not None and added.shape != samples[layer.node].shape):
+        added = None if layer.added is None else self._samples[layer.added]
+        if problem is None or (added is not None and added.shape != sample.shape):
             if not linear:
-                rows.append(Row(str(layer.node.target), words, "PyTorch"))
+                self._rows.append(Row(str(layer.node.target), words, "PyTorch"))
             return None
-        now, until = self._place[layer.node], self._last_use(layer)
-        result, block = self.memory.take(samples[layer.node], now, until, last=not linear)
-        source, place = self._place[layer.node.args[0]], self._place[layer.last]
+        now, until = self._place[layer.node], self._last_use(layer.last)
+        result, block = self.memory.take(sample, now, until, last=not linear)
+        source, place = self._place[given], self._place[layer.last]
         other = None if layer.added is None else self._place[layer.added]
-        threads, activation, layout = self._threads, layer.activation, problem.layout
-        view = _rows if linear else lambda tensor: as_array(tensor, layout)
+        threads, activation = self._threads, layer.activation
+        view = _rows if linear else _channels_last
         out = view(result)
         finish = finishing(result, activation, other is not None, threads)
 
@@ -331,30 +332,78 @@ class _Program:
             apply_activation(activation, y if other is None else y.add_(values[other]))
 
         values: list[Any] = [None] * len(self._nodes)
-        given = layer.node.args[0].op == "placeholder"  # type: ignore[union-attr]
-        values[source] = x if linear or given else _ordered(x)
+        values[source] = x if linear or given.op == "placeholder" else _ordered(x)
         if other is not None and added is not None:
             values[other] = added.contiguous() if linear else _ordered(added)
         weight, bias = as_array(module.weight), None if module.bias is None else as_array(module.bias)
         weight = weight[..., None] if linear else weight
         willing = [c for c in choose(problem, threads=threads).candidates if c.refusal is None][:_CANDIDATES]
         likely = [c for c in willing if c.estimate < _UNLIKELY * willing[0].estimate]
-        steps = [with_algorithm(c.algorithm.prepare(problem, weight, bias)) for c in likely]
+        steps = {c.algorithm.name: with_algorithm(c.algorithm.prepare(problem, weight, bias)) for c in likely}
         cold = weight.nbytes > _COLD_LAYER and self._weights > _COLD_MODEL
-        times = _contest([*steps, theirs], values, values[source] if cold else None)
-        best = min(range(len(steps)), key=times.__getitem__)
-        ours = times[best] <= times[-1]
-        runs = likely[best].algorithm.name if ours else "PyTorch"
-        rows.append(Row(str(layer.node.target), words, runs, times[best], times[-1]))
-        if not ours:
+        step = self._faster(layer.node, words, steps, theirs, values, values[source] if cold else None)
+        if step is None:
             block.until = -1
-            return None
-        self._shown[place, linear] = result, out
-        return steps[best]
+        else:
+            self._shown[place, linear] = result, out
+        return step
 
-    def _last_use(self, layer: Layer) -> float:
-        """The place of the last node that may look at a layer's result: what PyTorch returns may be a view of it."""
-        latest, reached, seen = 0, [layer.last], {layer.last}
+    def _pooling(self, node: fx.Node) -> _Step | None:
+        """A step on this engine; None if a node is no pooling, none of ours, or PyTorch is faster."""
+        given: Any = node.args[0] if node.args else None
+        if not isinstance(given, fx.Node) or node.op == "output":
+            return None
+        x, sample = self._samples[given], self._samples[node]
+        pooling = pooling_of(node, self._modules, x, sample)
+        if pooling is None:
+            return None
+        source, place = self._place[given], self._place[node]
+        result, block = self.memory.take(sample, place, self._last_use(node), last=sample.ndim == x.ndim)
+        ordered = _ordered(x)
+        image = _channels_last(ordered)
+        out = _channels_last(result).reshape(*image.shape[:1], *(len(w.first) for w in pooling.windows), -1)
+        pool = pooler(pooling, image, out, self._threads)
+        known, shown = self._shown.get((source, False), (None, image))
+        theirs = self._theirs(node)
+
+        def step(values: list[Any]) -> None:
+            x = values[source]
+            given = shown if x is known else _channels_last(x)
+            if _strides(given) != _strides(image):
+                theirs(values)
+                return
+            pool(given)
+            values[place] = result
+
+        values: list[Any] = [None] * len(self._nodes)
+        values[source] = ordered
+        cold = ordered if self._weights > _COLD_MODEL else None  # PyTorch's program is no longer in the caches either
+        faster = self._faster(node, pooling.words, {"pool": step}, theirs, values, cold)
+        if faster is None:
+            block.until = -1
+        elif sample.ndim == x.ndim:
+            self._shown[place, False] = result, out
+        return faster
+
+    def _faster(
+        self,
+        node: fx.Node,
+        words: str,
+        ours: dict[str, _Step],
+        theirs: _Step,
+        values: list[Any],
+        cold: Tensor | None,
+    ) -> _Step | None:
+        """The fastest of our steps, or None if PyTorch's is faster; and a row of the report."""
+        *times, other = _contest([*ours.values(), theirs], values, cold)
+        seconds, name = min(zip(times, ours, strict=True))
+        wins = seconds <= other
+        self._rows.append(Row(_name(node), words, name if wins else "PyTorch", seconds, other))
+        return ours[name] if wins else None
+
+    def _last_use(self, last: fx.Node) -> float:
+        """The place of the last node that may look at a node's result: what PyTorch returns may be a view of it."""
+        latest, reached, seen = 0, [last], {last}
         inner = {node: other for other in self._joined.values() for node in (other.node, *other.joined)}
         while reached:
             for user in reached.pop().users:
@@ -477,6 +526,21 @@ def _of_rows(module: nn.Linear, x: Tensor) -> ConvProblem | None:
     )
 
 
+def _name(node: fx.Node) -> str:
+    """What a node is called in the report: as its module is in the model."""
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _channels_last(tensor: Tensor) -> Array:
+    """A tensor (N, C, *S) as an image (N, *S, C)."""
+    return as_array(tensor, "channels_last")
+
+
+def _strides(image: Array) -> tuple[int, ...]:
+    """Its strides, as far as they are used."""
+    return tuple(stride for stride, count in zip(image.strides, image.shape, strict=True) if count > 1)
+
+
 def _rows(tensor: Tensor) -> Array:
     """A tensor as an image of one row: (1, places, channels)."""
     array: Array = tensor.detach().numpy()
@@ -493,13 +557,13 @@ def _words(module: nn.Module) -> str:
 
 
 def _contest(steps: list[_Step], values: list[Any], cold: Tensor | None) -> list[float]:
-    """Median seconds of each step, in turns.
+    """The least seconds of each step, which other work disturbed least, in turns.
 
     In a network whose weights outgrow the caches, those of a layer come from memory at every call, and its input does
     not: ``cold`` is that input, and everything else is driven out of the caches before each sample.
     """
     times: list[list[float]] = [[] for _ in steps]
-    for turn in range(_SAMPLES + 1):
+    for turn in range(_MOST_SAMPLES + 1):
         for spent, step in zip(times, steps, strict=True):
             if cold is not None:
                 _others().sum()
@@ -508,7 +572,9 @@ def _contest(steps: list[_Step], values: list[Any], cold: Tensor | None) -> list
             step(values)
             if turn:
                 spent.append(time.perf_counter() - start)
-    return [statistics.median(spent) for spent in times]
+        if turn >= _SAMPLES and sum(map(sum, times)) > _ENOUGH:
+            break
+    return [min(spent) for spent in times]
 
 
 def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -517,7 +583,7 @@ def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _whole_contest(runs: list[Callable[[tuple[Tensor, ...]], Any]], inputs: tuple[Tensor, ...]) -> list[float]:
-    """Median seconds of each way to run a whole model, in turns."""
+    """Seconds of each way to run a whole model, in turns."""
     steps: list[_Step] = [lambda values, run=run: run(_copies(inputs)) for run in runs]  # type: ignore[misc]
     return _contest(steps, [], None)
 
