@@ -27,10 +27,11 @@ from wherever.engine.kernels.winograd import OUTSIDE, Phases, active, winograd, 
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
-_TILES = (2, 3, 4, 6)  # outputs of a tile along one dimension that are considered
+_TILES = (2, 3, 4, 5, 6)  # outputs of a tile along one dimension that are considered
 # Points along one dimension, by how many are transformed: errors multiply. In float64 the promise leaves less room.
-_MOST_POINTS = {"f": {1: MOST_POINTS, 2: 6, 3: 6}, "d": {1: 6, 2: 6, 3: 6}}
-_MOST_OF_ALL = {1: MOST_POINTS, 2: 36, 3: 144}  # of all dimensions together
+_MOST_POINTS = {"f": {1: MOST_POINTS, 2: 7, 3: 6}, "d": {1: 6, 2: 6, 3: 6}}
+_MOST_OF_ALL = {1: MOST_POINTS, 2: 42, 3: 144}  # of all dimensions together
+_USUAL_POINTS = 6  # of a transform; with more its time grows with their square
 _MOST_PHASES = 4  # of a stride, in all dimensions together
 _STREAMED_TILES = 28  # at least so many tiles share one reading of the transformed weights
 _ONCE_BYTES = 48 << 20  # of a workspace
@@ -291,10 +292,10 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
 
     worked = parts * rounds * -(-min(together, tiles) // rows) * rows * problem.groups
     padded_out = -(-problem.group_out // (vectors * lanes)) * vectors * lanes
-    loads = max(1.0, (rows + vectors) / (rows * vectors))
-    sums = worked * work * problem.group_in * padded_out * loads / machine.multiply_adds
+    sums = worked * work * problem.group_in * padded_out * _loads(rows, vectors) / machine.multiply_adds
     seen = work * v_pixel / phases
-    transforms = worked * (seen + points * m_pixel) * problem.spatial / machine.transforms
+    passes = sum(max(1.0, n / _USUAL_POINTS) ** 2 for n in points_of(problem, tile))
+    transforms = worked * (seen + points * m_pixel) * passes / machine.transforms
     reading = parts * rounds * problem.groups * weights / machine.stream if streamed else 0.0
     places = parts * tiles * math.prod(tile)
     moved = places * (1.5 * phases * problem.in_channels + problem.out_channels) / machine.copy
@@ -332,8 +333,7 @@ def _once_tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) 
     worked = -(-tiles // rows) * rows * problem.groups
     padded_out = -(-outputs // vectors) * vectors * lanes
     v_pixel = _v_pixel(problem, lanes)
-    loads = max(1.0, (rows + vectors) / (rows * vectors))
-    sums = worked * points * problem.group_in * padded_out * loads / machine.multiply_adds
+    sums = worked * points * problem.group_in * padded_out * _loads(rows, vectors) / machine.multiply_adds
     transforms = worked * points * (v_pixel + padded_out) * problem.spatial / machine.transforms
     weights = problem.groups * problem.group_in * padded_out
     prepared = weights * ((2 * problem.taps + points) / machine.copy + points * problem.spatial / machine.transforms)
@@ -350,15 +350,20 @@ def _once_tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) 
 
 def _register_tile(tiles: int, blocks: int) -> tuple[int, int]:
     """(tiles, vectors of output channels) of the products: what wastes least of both, and loads least."""
-    registers = host().registers
+    favourite = 1 if host().halves else 2
     best = (math.inf, 1, 1)
     for vectors in range(1, min(blocks, 6) + 1):
-        most = (registers - 1) // vectors - 1
+        most = (host().registers - 1) // vectors - 1
         rows = -(-tiles // -(-tiles // most))
         waste = -(-tiles // rows) * rows / tiles * (-(-blocks // vectors) * vectors / blocks)
-        loads = (rows + vectors) / (rows * vectors)
-        best = min(best, (waste * max(1.0, loads, 8 / (rows * vectors)) + 0.05 * abs(vectors - 2), rows, vectors))
+        seconds = waste * max(_loads(rows, vectors), 8 / (rows * vectors)) + 0.05 * abs(vectors - favourite)
+        best = min(best, (seconds, rows, vectors))
     return best[1], best[2]
+
+
+def _loads(rows: int, vectors: int) -> float:
+    """How much longer the products take for what they load: a core that works in halves loads while it multiplies."""
+    return max(1.0, (rows + vectors) / (rows * vectors) / (2 if host().halves else 1))
 
 
 class Part:

@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from wherever.engine.kernels.compile import Target
 from wherever.engine.kernels.cook_toom import Matrix, cook_toom, transformed
-from wherever.engine.kernels.direct import CHUNK
 from wherever.engine.kernels.vector import Array, Int, Kernel, Mask
 
+# Terms that are summed in registers, before they are added to others: so many that this costs nothing, and so few that
+# their rounding errors stay below those of the transforms.
+CHUNK = 128
 OUTSIDE = -(1 << 60)  # in the tables of places: nothing is there; sums of a few of them are still below half of it
 
 
@@ -161,14 +163,6 @@ def winograd(
                 before = active(phases, points, place).index(phase) * channels
                 v_tile[(t, *place, c + before)].store(value)
 
-    def product(group: Int, point: Int, k: Int, prefetched: int) -> None:
-        """The rows of a group times a block of output channels, at one point: the first chunk of terms, the rest."""
-        summed = channels if len(phases) == 1 else kernel.table("terms")[point]
-        chunk = min(CHUNK[dtype], terms)
-        chunk_product(group, point, k, prefetched, 0, kernel.minimum(chunk, summed))
-        with kernel.loop(chunk, summed, chunk) as first:
-            chunk_product(group, point, k, prefetched, first, kernel.minimum(first + chunk, summed))
-
     def chunk_product(group: Int, point: Int, k: Int, prefetched: int, first: Int | int, stop: Int | int) -> None:
         """Start, or continue, the sums of a product with some of the channels."""
         sums = kernel.variables(rows, vectors)
@@ -186,13 +180,21 @@ def winograd(
                 total.store(sums[row, n] if isinstance(first, int) else total.load() + sums[row, n])
 
     def products(groups: Int) -> None:
-        """M = V U."""
-        with kernel.loop(number) as point, kernel.loop(size("first"), size("last")) as k:
-            some = kernel.minimum(groups, vectors // ahead)
+        """M = V U: a chunk of terms at a time for all groups, so that its weights stay in the first cache."""
+        chunk = min(CHUNK, terms)
+        some = kernel.minimum(groups, vectors // ahead)
+
+        def chunk_products(point: Int, k: Int, first: Int | int, stop: Int | int) -> None:
             with kernel.loop(some) as group:
-                product(group, point, k, ahead)
+                chunk_product(group, point, k, ahead, first, stop)
             with kernel.loop(some, groups) as group:
-                product(group, point, k, 0)
+                chunk_product(group, point, k, 0, first, stop)
+
+        with kernel.loop(number) as point, kernel.loop(size("first"), size("last")) as k:
+            summed = channels if len(phases) == 1 else kernel.table("terms")[point]
+            chunk_products(point, k, 0, kernel.minimum(chunk, summed))
+            with kernel.loop(chunk, summed, chunk) as first:
+                chunk_products(point, k, first, kernel.minimum(first + chunk, summed))
 
     odd = kernel.variables(1)
 
