@@ -66,9 +66,8 @@ def test_many_parts_and_threads(boundary, groups, layout, monkeypatch):
 
 @pytest.mark.parametrize("again", [0, math.inf])
 def test_threads_share_the_work_on_a_single_part(again, monkeypatch):
-    """Each phase of it, or its tiles; also where a number is not finite."""
-    monkeypatch.setattr(fourier_channels, "_WORTH_TILES", 0)
-    monkeypatch.setattr(fourier_channels, "_WORTH_PHASES", 0)
+    """Output channels, or tiles; also where a number is not finite."""
+    monkeypatch.setattr(fourier_channels, "_WORTH_THREADS", 0)
     monkeypatch.setattr(fourier_channels, "_READ_AGAIN", again)
     problem = ConvProblem.from_shapes((1, 40, 23, 26), (40, 40, 5, 5), padding="same")
     x, w = numbers(problem.x_shape, "float32"), numbers(problem.w_shape, "float32", 1)

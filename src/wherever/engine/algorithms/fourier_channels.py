@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +43,10 @@ _MOST_PLACES = 4096  # of a tile: its workspace stays in the second cache
 _SPECTRA_BYTES = 16 << 20  # of the tiles of a part, transformed, and of their products
 _PART_BYTES = 4 << 20  # of the input of a part
 _WEIGHT_BYTES = 64 << 20  # that the kernel's spectrum may take, or as much as 16 times the kernel
-# Each thread takes some tiles through all phases, and reads the whole spectrum of the kernel, where that is up to so
-# many times as large as the spectra of all tiles; else threads share each phase.
+# Threads share tiles, and each reads the whole spectrum of the kernel, where that is up to so many times as large as
+# the spectra of all tiles; else they share output channels, and each transforms all tiles.
 _READ_AGAIN = 10
-# Seconds, estimated, from which on threads share tiles, and phases, where they wait for each other's caches.
-_WORTH_TILES = 3e-4
-_WORTH_PHASES = 2e-3
-_SHARES = 4  # of the work of a part, for each thread
+_WORTH_THREADS = 3e-4  # seconds, estimated, from which on threads share the work of a part
 # How much longer a pass over a tile takes than one of Winograd's transforms: frequencies of spectra lie far apart.
 _PASS = 4.0
 
@@ -279,9 +276,9 @@ class _Tables:
     places: tuple[npt.NDArray[np.int64], ...]
 
     @property
-    def addresses(self) -> list[int]:
+    def arrays(self) -> tuple[npt.NDArray[np.int64], ...]:
         """In the order in which kernels take them."""
-        return [self.tiles.ctypes.data, *(table.ctypes.data for table in self.places)]
+        return (self.tiles, *self.places)
 
 
 class _Part:
@@ -447,7 +444,7 @@ class FourierChannelsPrepared:
         """Compute into ``out``; see `Prepared.run`."""
         source, result = channels_first(self.problem, source), channels_first(self.problem, out)
         # Parts for the threads; if there are too few of them, threads share the work on each.
-        within = 1 if len(self.parts) >= 2 * threads else threads
+        within = 1 if len(self.parts) >= 2 * threads or len(self.parts) % threads == 0 else threads
         run.for_each(lambda part: self._part(source, result, part, within), self.parts, threads if within == 1 else 1)
 
     def _part(self, source: Array, result: Array, part: _Part, threads: int) -> None:
@@ -512,18 +509,22 @@ class FourierChannelsPrepared:
 
     def _compute(self, x: Array, x_tables: _Tables, y: Array, y_tables: _Tables, tiles: int, threads: int) -> bool:
         """Compute the tiles of a part; return whether all results are finite."""
-        pairs, arrays = -(-tiles // 2), (x, x_tables, y, y_tables)
-        spectra = pairs * self.frequencies * 2 * (self.x_pixel + self.m_pixel)
-        seconds = self.tiling.seconds
-        if 2 * pairs >= threads > 1 and self.weight.size <= _READ_AGAIN * spectra:
-            # Each thread from x to y: what another one wrote would come from its caches.
-            shares = [(share,) for share in run.pieces(pairs, 1, threads if seconds > _WORTH_TILES else 1)]
-            return self._all(lambda share: self._phases(*arrays, share, 1), shares, threads)
-        threads = threads if seconds > _WORTH_PHASES else 1
-        return self._phases(*arrays, range(pairs), threads)
+        pairs, blocks, arrays = range(-(-tiles // 2)), range(self.blocks), (x, x_tables, y, y_tables)
+        if self.tiling.seconds <= _WORTH_THREADS:
+            threads = 1
+        # Each thread goes from x to y for some of the tiles, or of the output channels: what another one wrote would
+        # come from its caches.
+        spectra = len(pairs) * self.frequencies * 2 * (self.x_pixel + self.m_pixel)
+        if self.problem.groups == 1 and self.weight.size > _READ_AGAIN * spectra:
+            shares = [(pairs, share) for share in run.pieces(self.blocks, 1, threads)]
+        else:
+            shares = [(share, blocks) for share in run.pieces(len(pairs), 1, threads)]
+        finite: list[bool] = []
+        run.for_each(lambda share: finite.append(self._phases(*arrays, *share)), shares, threads)
+        return all(finite)
 
-    def _phases(self, x: Array, x_tables: _Tables, y: Array, y_tables: _Tables, pairs: range, threads: int) -> bool:
-        """Transform some pairs of tiles, multiply, and transform back; threads share each of these."""
+    def _phases(self, x: Array, x_tables: _Tables, y: Array, y_tables: _Tables, pairs: range, blocks: range) -> bool:
+        """Transform some pairs of tiles, multiply them for some blocks of output channels, and transform these back."""
         p, tiling, lanes, size = self.problem, self.tiling, self.lanes, self.dtype.itemsize
         forward = self._kernel(fourier_forward, x.shape[1], lanes, shape=False)
         inverse = self._kernel(fourier_inverse, y.shape[1], lanes)
@@ -549,66 +550,30 @@ class FourierChannelsPrepared:
             array.ctypes.data - pairs.start * 2 * pixel * size
             for array, pixel in ((z, self.x_pixel), (m, self.m_pixel))
         )
+        work, elsewhere = self._workspace()
+        (odd,) = run.workspace("odd", self.lanes, dtype=self.dtype)
 
-        def transform(channel: range, pair: range) -> bool:
-            work, elsewhere = self._workspace()
-            numbers = [pair.start, pair.stop, channel.start, channel.stop, z_frequency, 2 * self.x_pixel, self.x_pixel]
-            sizes = np.array(numbers, np.int64)
-            addresses = [array.ctypes.data for array in (x, elsewhere, work, self.roots)]
-            forward(*addresses, z_first, *x_tables.addresses, sizes.ctypes.data)
-            return True
-
-        def multiply(span: range) -> bool:
-            numbers = [
-                span.start,
-                span.stop,
-                groups,
-                p.group_in,
-                self.blocks,
-                self.g_frequency,
-                z_frequency,
-                m_frequency,
-            ]
-            sizes = np.array(numbers, np.int64)
-            for group in range(p.groups):
-                product(
-                    z.ctypes.data + group * p.group_in * size,
-                    self.weight.ctypes.data + group * self.panel * size,
-                    m.ctypes.data + group * p.group_out * size,
-                    self.mirrored.ctypes.data,
-                    sizes.ctypes.data,
-                )
-            return True
-
-        def transform_back(channel: range, pair: range) -> bool:
-            work, elsewhere = self._workspace()
-            (odd,) = run.workspace("odd", self.lanes, dtype=self.dtype)
-            numbers = [pair.start, pair.stop, channel.start, channel.stop, m_frequency, 2 * self.m_pixel, self.m_pixel]
-            sizes = np.array(numbers, np.int64)
-            addresses = [array.ctypes.data for array in (y, elsewhere, work, self.roots, self.bias, odd)]
-            inverse(m_first, *addresses, *y_tables.addresses, sizes.ctypes.data)
-            return not np.isnan(odd).any()
-
-        self._all(transform, self._shares(x.shape[1], lanes, pairs, threads), threads)
-        spans = run.pieces(len(self.mirrored), 1, threads * _SHARES if threads > 1 else 1)
-        self._all(multiply, [(span,) for span in spans], threads)
-        return self._all(transform_back, self._shares(y.shape[1], lanes, pairs, threads), threads)
+        numbers = [pairs.start, pairs.stop, 0, x.shape[1], z_frequency, 2 * self.x_pixel, self.x_pixel]
+        forward(x, elsewhere, work, self.roots, z_first, *x_tables.arrays, np.array(numbers, np.int64))
+        # Of several groups all output channels are computed.
+        begin, width = blocks.start * self.width, self.width
+        numbers = [0, len(self.mirrored), groups, p.group_in, len(blocks), self.g_frequency, z_frequency, m_frequency]
+        sizes = np.array(numbers, np.int64)
+        for group in range(p.groups):
+            product(
+                z.ctypes.data + group * p.group_in * size,
+                self.weight.ctypes.data + (group * self.panel + begin * 2 * p.group_in) * size,
+                m.ctypes.data + (group * p.group_out + begin) * size,
+                self.mirrored,
+                sizes,
+            )
+        end = y.shape[1] if blocks.stop == self.blocks else blocks.stop * width
+        numbers = [pairs.start, pairs.stop, begin, end, m_frequency, 2 * self.m_pixel, self.m_pixel]
+        tables = (*y_tables.arrays, np.array(numbers, np.int64))
+        inverse(m_first, y, elsewhere, work, self.roots, self.bias, odd, *tables)
+        return not np.isnan(odd).any()
 
     def _pitch(self, pairs: int, pixel: int) -> int:
         """From one frequency to the next: no large power of two, so that caches have room for all of them."""
         numbers = pairs * 2 * pixel
         return numbers + 2 * self.lanes if numbers * self.dtype.itemsize % 1024 == 0 else numbers
-
-    def _shares(self, channels: int, step: int, pairs: range, threads: int) -> list[tuple[range, range]]:
-        """Ranges of channels and of pairs of tiles, enough for the threads."""
-        if threads == 1:
-            return [(range(channels), pairs)]
-        spans = run.pieces(channels, step, threads * _SHARES)
-        shares = run.pieces(len(pairs), 1, -(-threads * _SHARES // len(spans)))
-        return list(itertools.product(spans, [pairs[share.start : share.stop] for share in shares]))
-
-    def _all(self, function: Callable[..., bool], shares: Iterable[tuple[range, ...]], threads: int) -> bool:
-        """Whether a function holds for all shares of the work."""
-        found: list[bool] = []
-        run.for_each(lambda share: found.append(function(*share)), shares, threads)
-        return all(found)
