@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,8 @@ from wherever.engine.kernels.compile import Entry, address, compiled, unavailabl
 from wherever.engine.kernels.transpose import transpose
 from wherever.problem import Array
 
-_FEWEST = 4  # rows and columns from which on the kernel is ahead of NumPy's own copy
-_MANY = 1 << 13  # numbers from which on it matters how they are copied
+_FEWEST = 4  # rows and columns from which on the kernel is ahead of NumPy's own copy, if there are many numbers
+_MANY = 1 << 13  # numbers from which on it matters how they are copied; with fewer, NumPy's call takes longer than that
 
 
 def assign(target: Array, source: Array) -> None:
@@ -124,7 +125,9 @@ def _exchange(
     axes = _joined(axes)
     inner = next((axis for axis in axes if axis.target == dtype.itemsize), None)
     outer = next((axis for axis in axes if axis.source == dtype.itemsize), None)
-    if inner is None or outer is None or inner is outer or min(inner.count, outer.count) < _FEWEST:
+    if inner is None or outer is None or inner is outer:
+        return None
+    if min(inner.count, outer.count) < _FEWEST and math.prod(shape) >= _MANY:
         return None
     if unavailable() is not None:
         return None
