@@ -37,6 +37,18 @@ _STREAMED_BYTES = 1 << 22  # of x, that no cache is taken to hold
 _FEW_TERMS = 256
 _WIDEST_RUN = 64  # channels below which a row of the kernel is summed as one run
 _WAYS, _WAY_BYTES = 7, 4096  # of the first cache: so many lines a multiple of a way apart find room
+_CROWDED = (
+    0,
+    0,
+    0,
+    0,
+    0,
+    0.03,
+    0.06,
+    0.1,
+)  # how much longer sums take whose places have so many lines in one set of it
+_FIRST_CACHE = 24 << 10  # bytes of it for weights
+_MORE_PIECES = 4  # than rows of places have to be cut into, by how many times: shorter tiles are considered too
 
 
 class Direct(Algorithm):
@@ -170,21 +182,27 @@ def _best_tile(
     tiles = []
     for v, lanes in [fixed] if fixed else _shapes(outputs, full, full * 16 // target.vector_bytes):
         most = max(1, (target.registers - 1) // v - 1)
-        across = -(-columns // -(-columns // most))
-        down = 1
-        if across == columns and rows > 1:
-            down = max(1, most // columns)
-            down = -(-rows // -(-rows // down))
+        fewest = -(-columns // most)
         width = 0.65 if target.halves and lanes < full else 1.0
-        for height in {1, down}:
-            places = height * across
-            passes = -(-outputs // (lanes * v))
-            number = others * -(-rows // height) * -(-columns // across) * passes
-            again = 8 * places if passes > 1 else 0
-            cost = number * (width * (max(places * v, places + v, 8) * terms + 2 * places * v) + 30 + again)
-            lines = _lines_of_a_set(*pitches, height, across)
-            cost += min(copy, cost / 2) if lines > _WAYS else 0.05 * cost * (lines > _WAYS // 2)
-            tiles.append(Tile(cost, height, across, v, lanes))
+        passes = -(-outputs // (lanes * v))
+        again = 8 if passes > 1 else 0
+        beyond = terms * v * lanes * np.dtype(dtype).itemsize > _FIRST_CACHE
+        for across in {-(-columns // pieces) for pieces in range(fewest, _MORE_PIECES * fewest + 1)}:
+            down = 1
+            if across == columns and rows > 1:
+                down = max(1, most // columns)
+                down = -(-rows // -(-rows // down))
+            for height in {1, down}:
+                places = height * across
+                if target.halves:  # which load twice as fast as they multiply, but not from the second cache
+                    term = max(places * v, (places + v) / 2, 5.5, 2.5 * v * lanes / full if beyond else 0)
+                else:
+                    term = max(places * v, places + v, 8)
+                number = others * -(-rows // height) * -(-columns // across) * passes
+                cost = number * (width * (term * terms + 2 * places * v) + 30 + again * places)
+                lines = _lines_of_a_set(*pitches, height, across)
+                cost += min(copy, cost / 2) if lines > _WAYS else _CROWDED[lines] * cost
+                tiles.append(Tile(cost, height, across, v, lanes))
     return min(tiles, key=lambda tile: (tile.cost, tile.down * tile.across))
 
 

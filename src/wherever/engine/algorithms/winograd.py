@@ -35,7 +35,6 @@ _USUAL_POINTS = 6  # of a transform; with more its time grows with their square
 _MOST_PHASES = 4  # of a stride, in all dimensions together
 _STREAMED_TILES = 28  # at least so many tiles share one reading of the transformed weights
 _ONCE_BYTES = 48 << 20  # of a workspace
-_BEYOND = 3 << 20  # bytes of an input that comes from behind the second cache, at half the speed
 _PART_BYTES = 2 << 20  # of the input of one part, and of its result where both have their channels first
 
 
@@ -299,8 +298,8 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
     reading = parts * rounds * problem.groups * weights / machine.stream if streamed else 0.0
     places = parts * tiles * math.prod(tile)
     moved = places * (1.5 * phases * problem.in_channels + problem.out_channels) / machine.copy
-    if problem.in_channels * math.prod(problem.size) * problem.batch * size > _BEYOND:
-        moved *= 2
+    if problem.in_channels * math.prod(problem.size) * problem.batch * size > machine.cache:
+        moved *= 2  # from behind it
     if first:
         moved += 2 * parts * images * held(counts) / machine.copy
     # The weights of phases are read with gaps, which no prefetcher follows as well.
