@@ -341,16 +341,17 @@ class DirectPrepared:
 
     def packed(self, operand: Array) -> Array:
         """The weights in the order in which the kernel reads them."""
-        p = self.problem
-        shape = (p.groups, self.blocks, p.taps, p.group_in, self.width)
+        p, width = self.problem, self.width
+        shape = (p.groups, self.blocks, *p.kernel, p.group_in, width)
         packed = run.unwritten(math.prod(shape), self.dtype).reshape(shape)
-        packed[:, -1, :, :, p.group_out - (self.blocks - 1) * self.width :] = 0
         given = operand.astype(self.dtype, copy=False).reshape(p.groups, p.group_out, p.group_in, *p.kernel)
-        target = packed.reshape(p.groups, self.blocks, *p.kernel, p.group_in, self.width)
-        order = (*range(2, 2 + p.spatial), 1, 0)  # taps may lie apart, or backwards
-        for group, block in np.ndindex(p.groups, self.blocks):
-            some = given[group, block * self.width : (block + 1) * self.width]
-            assign(target[group, block, ..., : len(some)], some.transpose(order))
+        whole, rest = divmod(p.group_out, width)  # blocks, and output channels of one more
+        blocks = given[:, : whole * width].reshape(p.groups, whole, width, p.group_in, *p.kernel)
+        taps = range(3, given.ndim)  # may lie apart, or backwards
+        assign(packed[:, :whole], blocks.transpose(0, 1, *(axis + 1 for axis in taps), 3, 2))
+        if rest:
+            packed[:, whole, ..., rest:] = 0
+            assign(packed[:, whole, ..., :rest], given[:, whole * width :].transpose(0, *taps, 2, 1))
         return packed
 
     def run(self, source: Array, out: Array, threads: int) -> None:

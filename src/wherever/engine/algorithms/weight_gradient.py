@@ -220,7 +220,7 @@ def _layout(problem: ConvProblem) -> _Layout:
     return _Layout(problem)
 
 
-_KNOWN, _KNOWN_PLACES = 8, 1 << 16  # memory orders, and places of a problem, whose tables are kept
+_KNOWN, _KNOWN_BYTES = 8, 1 << 20  # memory orders of a problem, and bytes of tables, that are kept
 _SCRATCH_BYTES = 1 << 18  # of the copies and sums that are kept for the next call
 
 
@@ -258,7 +258,7 @@ class _Layout:
     def work(self, key: tuple[Any, ...], source: Array, y: Array, out: Array) -> _Work:
         """What there is to do for arrays like these; kept, unless its tables are large."""
         work = _Work(self, *self.arrays(source, y, 0), out[: self.problem.out_channels], key[6])
-        if self.problem.batch * math.prod(self.problem.output) <= _KNOWN_PLACES:
+        if work.table_bytes <= _KNOWN_BYTES:
             if len(self.known) >= _KNOWN:
                 self.known.clear()
             self.known[key] = work
@@ -550,6 +550,12 @@ class _Work:
         self.begins, self.bytes, self.numbers = ends[:3], ends[3], most
         self.spare: list[tuple[Array, int]] = []
         self.calls = self._calls(out)
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of all tables; parts of one shape share them."""
+        parts = [part for _, parts in self.passes for part, _ in parts]
+        return sum({id(table): table.nbytes for part in parts for table in part.tables}.values())
 
     def _calls(self, out: Array) -> list[_Call] | None:
         """The calls of kernels that are all there is to do, one after the other; None if there is more."""
