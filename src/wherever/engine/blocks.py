@@ -99,6 +99,11 @@ def fewest_pieces(whole: int, fits: Callable[[int], bool]) -> int:
     return -(-whole // pieces)
 
 
+def fullness(count: int, together: int) -> float:
+    """How full groups of so many are on average: the last one may be smaller."""
+    return count / (together * -(-count // together)) if count else 1.0
+
+
 def traffic(problem: ConvProblem, places: int) -> tuple[int, int, int]:
     """Number of blocks that `cut` makes (of one image each), inputs of one block, and inputs of all blocks."""
     shape = block_shape(problem, places)

@@ -19,7 +19,7 @@ from wherever.engine.algorithms.forward import as_forward, forward_weights, refu
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.overlap_save import transform_length
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
-from wherever.engine.blocks import Block, fewest_pieces, fill_footprint, gather, grid, runs
+from wherever.engine.blocks import Block, fewest_pieces, fill_footprint, fullness, gather, grid, runs
 from wherever.engine.copies import assign
 from wherever.engine.kernels.compile import Entry, compiled, host, unavailable
 from wherever.engine.kernels.fourier_channels import (
@@ -42,6 +42,9 @@ _LENGTHS = (4, 6, 8, 10, 12, 14, 16, 18, 20, 21, 24, 28, 30, 32, 36, 40, 48, 56,
 _MOST_PLACES = 4096  # of a tile: its workspace stays in the second cache
 _SPECTRA_BYTES = 16 << 20  # of the tiles of a part, transformed, and of their products
 _PART_BYTES = 4 << 20  # of the input of a part
+# Bytes, both of the kernel's spectrum and of all else, from which on the two push each other out of the caches; and how
+# much longer everything takes then.
+_MANY_BYTES, _STREAMS = 6 << 20, 1.25
 _WEIGHT_BYTES = 64 << 20  # that the kernel's spectrum may take, or as much as 16 times the kernel
 # Threads share tiles, and each reads the whole spectrum of the kernel, where that is up to so many times as large as
 # the spectra of all tiles; else they share output channels, and each transforms all tiles.
@@ -81,7 +84,9 @@ class FourierChannels(Algorithm):
 
     def estimate(self, problem: ConvProblem, machine: Machine) -> float:
         """The cost of the best tiles; the kernel's spectrum is taken to be there."""
-        return best_tiling(as_forward(problem), machine).seconds
+        tiling = best_tiling(as_forward(problem), machine)
+        streams = min(tiling.kernel_bytes, tiling.workspace - tiling.kernel_bytes) > _MANY_BYTES
+        return tiling.seconds * (_STREAMS if streams else 1)
 
     def least(self, problem: ConvProblem, machine: Machine) -> float:
         """As if tiles overlapped nowhere, and every dimension took one pass."""
@@ -155,8 +160,8 @@ class Tiling:
     rows, vectors : int
         Register tile of the products: pairs of tiles times vectors of output channels.
     seconds : float
-    workspace : int
-        Bytes.
+    workspace, kernel_bytes : int
+        Bytes of everything, and of the kernel's spectrum.
     """
 
     lengths: tuple[int, ...]
@@ -167,6 +172,7 @@ class Tiling:
     vectors: int
     seconds: float
     workspace: int
+    kernel_bytes: int
 
 
 @functools.lru_cache(maxsize=512)
@@ -244,12 +250,12 @@ def _tiling(problem: ConvProblem, machine: Machine, lengths: tuple[int, ...], sh
     seconds = parts * max(sums, spectrum / machine.stream)
     seconds += _PASS * every * parts * pairs * (padded_in + padded_out)
     calls = 40 + 5 * problem.groups
-    seconds = (seconds + moved) * size / 4 + parts * calls * machine.call
+    seconds = (seconds + moved) * size / 4 * fullness(problem.batch, images) + parts * calls * machine.call
     foot = images * math.prod(c * s + r for c, s, r in zip(counts, shape, problem.extent, strict=True))
     outputs = images * math.prod(c * s for c, s in zip(counts, shape, strict=True))
     workspace = held * pair_bytes + (foot * padded_in + outputs * padded_out + spectrum) * size
     part = tuple(c * s for c, s in zip(counts, shape, strict=True))
-    return Tiling(lengths, shape, part, images, rows, vectors, seconds, workspace)
+    return Tiling(lengths, shape, part, images, rows, vectors, seconds, workspace, spectrum * size)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -18,12 +18,12 @@ from wherever.engine.algorithms.blockwise import channels_first, per_channel, st
 from wherever.engine.algorithms.forward import as_forward, finite, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
-from wherever.engine.blocks import Block, fewest_pieces, footprint, gather, grid, last_axes, places
+from wherever.engine.blocks import Block, fewest_pieces, footprint, fullness, gather, grid, last_axes, places
 from wherever.engine.copies import assign, exchanging, readable
 from wherever.engine.kernels.compile import compiled, host
 from wherever.engine.kernels.cook_toom import MOST_POINTS
 from wherever.engine.kernels.entry import address as where
-from wherever.engine.kernels.winograd import OUTSIDE, Phases, active, winograd, winograd_weights
+from wherever.engine.kernels.winograd import OUTSIDE, Phases, active, tile_pitch, winograd, winograd_weights
 from wherever.engine.machine import Machine, working_dtype
 from wherever.problem import Array, ConvProblem
 
@@ -304,7 +304,8 @@ def _tiling(problem: ConvProblem, machine: Machine, tile: tuple[int, ...]) -> Ti
         moved += 2 * parts * images * held(counts) / machine.copy
     # The weights of phases are read with gaps, which no prefetcher follows as well.
     products = max(sums, reading) if phases == 1 else sums + reading / 2
-    seconds = (products + transforms + moved) * size / 4 + parts * (6 + 3 * problem.groups) * machine.call
+    seconds = (products + transforms + moved) * size / 4 * fullness(problem.batch, images)
+    seconds += parts * (6 + 3 * problem.groups) * machine.call
     outputs = tiles * math.prod(tile) * problem.out_channels
     workspace = together * tile_bytes + (images * foot(counts) * problem.in_channels + outputs) * size
     return Tiling(tile, shape, images, together, rows, vectors, seconds, workspace)
@@ -794,11 +795,10 @@ class _Work:
             span = (tiles.start, tiles.stop, tiling.together, 1, blocks.start, blocks.stop, prepared.blocks)
             sizes = np.array([*span, *pitches, *(axis.x.shape[1] for axis in part.axes)], np.int64)
             sizes = prepared.sizes_of(sizes)
-            held = -(-min(tiling.together, len(tiles)) // tiling.rows) * tiling.rows * prepared.points
+            held = -(-min(tiling.together, len(tiles)) // tiling.rows) * tiling.rows
+            v, m = (held * tile_pitch(prepared.points, n, size) for n in (prepared.v_pixel, prepared.m_pixel))
             edge = max(prepared.points * p.in_channels, math.prod(tiling.tile) * p.out_channels)
-            ends = np.cumsum(
-                [held * prepared.v_pixel, held * prepared.m_pixel, -(-edge // prepared.lanes) * prepared.lanes]
-            )
+            ends = np.cumsum([v, m, -(-edge // prepared.lanes) * prepared.lanes])
             self.calls.append(_Call(sizes, (0, *ends.tolist()), tuple(array.ctypes.data for array in tables)))
         self.tables = tables
         # Where the channels, weights, bias and outputs of each group begin, in bytes.

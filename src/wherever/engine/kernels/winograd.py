@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from wherever.engine.kernels.compile import Target
 from wherever.engine.kernels.cook_toom import Matrix, cook_toom, transformed
+from wherever.engine.kernels.direct import LINE_BYTES
 from wherever.engine.kernels.vector import Array, Int, Kernel, Mask
 
 # Terms that are summed in registers, before they are added to others: so many that this costs nothing, and so few that
@@ -31,6 +32,13 @@ def active(phases: Phases, points: Sequence[int], index: Sequence[int]) -> list[
         for number, phase in enumerate(phases)
         if not any(short and i == n - 1 for (_, short), i, n in zip(phase, index, points, strict=True))
     ]
+
+
+def tile_pitch(points: int, pixel: int, size: int) -> int:
+    """Numbers from one tile of V or M to the next: no multiple of 8 cache lines, lest many tiles share a few sets."""
+    line = LINE_BYTES // size
+    lines = -(-points * pixel // line)
+    return (lines + (lines % 8 == 0)) * line
 
 
 def _short(phase: tuple[tuple[int, bool], ...], matrices: Sequence[Matrix]) -> list[Matrix]:
@@ -116,8 +124,9 @@ def winograd(
     y = kernel.array("y", *y_pitches, size(y_names[-1]) if sparse else y_pixel, 1)
     u = kernel.array("u", size("blocks") * (terms * block), terms * block, block, 1)
     # V and M, with points by their number and by their place in a tile.
-    v, v_tile = (kernel.array("v", number * v_pixel, *pitches, 1) for pitches in ([v_pixel], _pitches(points, v_pixel)))
-    m, m_tile = (kernel.array("m", number * m_pixel, *pitches, 1) for pitches in ([m_pixel], _pitches(points, m_pixel)))
+    v_pitch, m_pitch = (tile_pitch(number, pixel, kernel.bytes) for pixel in (v_pixel, m_pixel))
+    v, v_tile = (kernel.array("v", v_pitch, *pitches, 1) for pitches in ([v_pixel], _pitches(points, v_pixel)))
+    m, m_tile = (kernel.array("m", m_pitch, *pitches, 1) for pitches in ([m_pixel], _pitches(points, m_pixel)))
     bias, filler = kernel.array("bias", 1), kernel.array("filler", 1)
     edge_of_x = kernel.array("edge", *_pitches(points, x_pixel), 1)
     edge_of_y = kernel.array("edge", *_pitches(tile, y_pixel), 1)
