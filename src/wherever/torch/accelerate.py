@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from wherever.engine.algorithms import Prepared
+from wherever.engine.algorithms.finish import NOTHING, Finish, finishing
 from wherever.engine.plan import choose
 from wherever.engine.run import fresh
 from wherever.problem import Array, ConvProblem
-from wherever.torch.finish import finishing
 from wherever.torch.functional import forward_geometry, transposed_geometry
 from wherever.torch.graphs import (
     Layer,
@@ -312,17 +312,23 @@ class _Program:
         other = None if layer.added is None else self._place[layer.added]
         threads, activation = self._threads, layer.activation
         view = _rows if linear else _channels_last
-        out = view(result)
-        finish = finishing(result, activation, other is not None, threads)
+        out, finish = view(result), Finish(activation, other is not None)
+        ours = finish.possible(problem.dtype.name)
 
         # A view takes as long as a tiny layer: that of a result that always lies in the same place is kept.
-        known, shown = self._shown.get((source, linear), (None, out))
+        nobody: tuple[Tensor | None, Array] = (None, out)
+        known, shown = self._shown.get((source, linear), nobody)
+        other_known, other_shown = self._shown.get((other, linear), nobody) if other is not None else nobody
 
         def with_algorithm(prepared: Prepared) -> _Step:
+            compute = finishing(prepared, finish if ours else NOTHING)
+
             def step(values: list[Any]) -> None:
-                x = values[source]
-                prepared.run(shown if x is known else view(x), out, threads)
-                finish(None if other is None else values[other])
+                x, y = values[source], None if other is None else values[other]
+                beside = None if y is None or not ours else other_shown if y is other_known else view(y)
+                compute(shown if x is known else view(x), out, threads, beside)
+                if not ours:
+                    apply_activation(activation, result if y is None else result.add_(y))
                 values[place] = result
 
             return step

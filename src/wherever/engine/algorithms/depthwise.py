@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
 from wherever.engine.algorithms.each_channel import PART_BYTES, PIECES, EachChannel
+from wherever.engine.algorithms.finish import NOTHING, Finish, alike
 from wherever.engine.algorithms.forward import as_forward
 from wherever.engine.algorithms.protocol import Prepared
 from wherever.engine.blocks import Block, box, cut, fill_footprint, places
@@ -27,7 +29,6 @@ from wherever.problem import Array, ConvProblem
 
 _LINE = 64  # bytes of a line of the cache
 _WIDEST = 13  # columns of a kernel that are summed together
-_SECOND_CACHE = 1 << 20  # bytes
 _FEW_SUMS = 3  # for which a vector of x is loaded, so that loads set the pace
 _FEW_TAPS = 9  # that leave time for loads, and whose kernel is small enough to be written out
 
@@ -178,8 +179,8 @@ def tables(p: ConvProblem, part: Block, x: Array, y: Array, widest: int, *, in_p
 def _tile(rows: int, wide: int, runs: int, height: int, width: int, streams: bool) -> tuple[int, int]:
     """Rows and places of the register tile: those of the cheapest tiling of so many rows and columns.
 
-    For the first three see the kernel. Where images stream from behind the second cache for few sums, tiles are small:
-    the places of a wide one crowd the sets of the first cache, and what neighbours share is gone before they ask.
+    For the first three see the kernel. Where images stream from behind the second cache for few sums, small tiles were
+    measured to be faster; why is not known.
     """
     registers = host().registers
     most_down, most_across = (4, 14) if not streams else (3 if rows > 1 else 2, 4)
@@ -219,21 +220,24 @@ class _Call:
     looked: Looked
     pieces: list[int]
 
-    def __call__(self, x: int, y: int, threads: int, weights: int = 0, bias: int = 0) -> None:
+    def __call__(self, x: int, y: int, threads: int, *beside: int, weights: int = 0, bias: int = 0) -> None:
         """Compute from the image at one address into the one at another, by weights so many bytes behind the first."""
         filler, first_weights, first_bias = self.packed
-        packed = (filler, first_weights + weights, first_bias + bias)
+        given = (x, filler, first_weights + weights, first_bias + bias, y, *beside)
         if len(self.pieces) == 1:
-            self._piece(x, y, packed, self.pieces[0])
+            self._piece(given, self.pieces[0])
         else:
-            run.for_each(lambda sizes: self._piece(x, y, packed, sizes), self.pieces, threads)
+            run.for_each(lambda sizes: self._piece(given, sizes), self.pieces, threads)
 
-    def _piece(self, x: int, y: int, packed: tuple[int, ...], sizes: int) -> None:
-        self.kernel(x, *packed, y, *self.tables, self.looked.address, sizes)
+    def _piece(self, given: tuple[int, ...], sizes: int) -> None:
+        self.kernel(*given, *self.tables, self.looked.address, sizes)
 
 
 class DepthwisePrepared:
     """Weights as (vectors of channels, taps, lanes)."""
+
+    finishes = True
+    finish = NOTHING
 
     def __init__(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> None:
         self.problem = p = problem
@@ -253,8 +257,14 @@ class DepthwisePrepared:
         self.turned: dict[tuple[Any, ...], list[_Turned]] = {}
         self.parts: list[Block] | None = None
 
-    def run(self, source: Array, out: Array, threads: int) -> None:
-        """Compute into ``out``; see `Prepared.run`."""
+    def finished(self, finish: Finish) -> DepthwisePrepared:
+        """The same, which finishes its results where it stores them."""
+        new = copy.copy(self)
+        new.finish, new.calls, new.part_calls, new.turned = finish, {}, {}, {}
+        return new
+
+    def run(self, source: Array, out: Array, threads: int, beside: Array | None = None) -> None:
+        """Compute into ``out``; see `Prepared.run`, and `Finished.run`."""
         x_address, y_address = source.ctypes.data, out.ctypes.data
         offsets = x_address % _LINE, y_address % self.dtype.itemsize
         key = (source.strides, out.strides, source.dtype, out.dtype, offsets, threads)
@@ -266,8 +276,12 @@ class DepthwisePrepared:
             x, y = channels_first(self.problem, source), channels_first(self.problem, out)
             in_place = readable(x, self.dtype, 1) and readable(y, self.dtype, 1)
             call = self.calls[key] = self._call(x, y, None, threads) if in_place else None
+        if self.finish is not NOTHING and (call is None or not alike(beside, out)):
+            self.finished(NOTHING).run(source, out, threads)
+            self.finish.apply(out, beside, threads)
+            return
         if call is not None:
-            call(x_address, y_address, threads)
+            call(x_address, y_address, threads, *(() if beside is None else (beside.ctypes.data,)))
             return
         x, y = channels_first(self.problem, source), channels_first(self.problem, out)
         if key not in self.turned:
@@ -337,7 +351,7 @@ class DepthwisePrepared:
         slides = p.spatial > 1 and p.stride[-2] == spacing[-2] == 1 and p.kernel[-2] * wide <= _FEW_TAPS
         rows, height = (p.kernel[-2], y.shape[-2]) if slides else (1, len(lines))
         touched = (x[0].size + y[0].size) * self.dtype.itemsize
-        streams = wide <= _FEW_SUMS * p.stride[-1] and touched > _SECOND_CACHE
+        streams = wide <= _FEW_SUMS * p.stride[-1] and touched > Machine().cache
         down, across = _tile(rows, wide, run_count, height, columns, streams)
         firsts = np.minimum(np.arange(0, height, down), height - down)  # the last tile overlaps the one before
         firsts = np.add.outer(np.arange(0, len(lines), height), firsts).ravel()
@@ -357,6 +371,8 @@ class DepthwisePrepared:
             apart=spacing[-1],
             down=down,
             across=across,
+            activation=self.finish.activation,
+            adds=self.finish.adds,
         )
         packed = [self.filler, *self._pack(begin)]
         given = (tile_table, row_table, found.run_table, found.column_table)
@@ -419,7 +435,7 @@ class _Turned:
             self.turn_in(source.ctypes.data + self.x_start, foot)
         else:
             assign(self._memory()[1], source[self.index])
-        self.call(foot, result, 1, *self.packed)
+        self.call(foot, result, 1, weights=self.packed[0], bias=self.packed[1])
         if self.turn_out is not None:
             self.turn_out(result, out.ctypes.data + self.y_start)
         else:

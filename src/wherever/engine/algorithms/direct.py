@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first
+from wherever.engine.algorithms.finish import NOTHING, Finish, alike
 from wherever.engine.algorithms.forward import as_forward, finite, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
@@ -263,6 +264,8 @@ class DirectPrepared:
     operands: tuple[int, int]
     ahead: int
     band: int
+    finishes = True
+    finish = NOTHING
     _plans: dict[tuple[Any, ...], list[_Part]]
 
     def __init__(self, problem: ConvProblem) -> None:
@@ -293,6 +296,12 @@ class DirectPrepared:
             new.bias[:, : self.outputs] = given
         new.operands = (address(new.weight), address(new.bias))
         new._plans = {}
+        return new
+
+    def finished(self, finish: Finish) -> DirectPrepared:
+        """The same, which finishes its results where it stores them."""
+        new = copy.copy(self)
+        new.finish, new._plans = finish, {}
         return new
 
     # What another kernel does in another way.
@@ -333,6 +342,8 @@ class DirectPrepared:
             ahead=self.ahead,
             fetch_x=self.fetch_x,
             fetch_y=self.fetch_y,
+            activation=self.finish.activation,
+            adds=self.finish.adds,
         )
 
     def sizes(self, taps: int) -> list[int]:
@@ -354,8 +365,8 @@ class DirectPrepared:
             assign(packed[:, whole, ..., :rest], given[:, whole * width :].transpose(0, *taps, 2, 1))
         return packed
 
-    def run(self, source: Array, out: Array, threads: int) -> None:
-        """Compute into ``out``; see `Prepared.run`."""
+    def run(self, source: Array, out: Array, threads: int, beside: Array | None = None) -> None:
+        """Compute into ``out``; see `Prepared.run`, and `Finished.run`."""
         key = (source.strides, out.strides, source.dtype, source.flags.aligned, out.flags.aligned, threads)
         parts = self._plans.get(key)
         if parts is None:
@@ -363,18 +374,22 @@ class DirectPrepared:
                 self._plans.clear()
             parts = self._plans[key] = self._known(key, source, out)
         operands = self.operands
+        if self.finish is not NOTHING and not (alike(beside, out) and all(part.writes_in_place for part in parts)):
+            self.finished(NOTHING).run(source, out, threads)
+            self.finish.apply(out, beside, threads)
+            return
         if len(parts) == 1 and parts[0].by_kernels_alone and threads == 1:
-            parts[0].run(source, out, operands, 1)
+            parts[0].run(source, out, operands, 1, beside)
             return
         for part in parts:
             if len(part.shares) > 1:
-                part.run(source, out, operands, threads)
+                part.run(source, out, operands, threads, beside)
         rest = [part for part in parts if len(part.shares) == 1]
-        run.for_each(lambda part: part.run(source, out, operands, 1), rest, threads)
+        run.for_each(lambda part: part.run(source, out, operands, 1, beside), rest, threads)
 
     def _known(self, key: tuple[Any, ...], source: Array, out: Array) -> list[_Part]:
         """The parts for arrays like these, which do not depend on the weights: other weights may have found them."""
-        full = (type(self), self.given, *key)
+        full = (type(self), self.given, self.finish, *key)
         parts = _known_parts.get(full)
         if parts is None:
             parts = list(self._parts(source, out, key[-1]))
@@ -603,7 +618,9 @@ class _Part:
         tables = [address(a) for a in (self.offsets, self.x_tiles, self.y_tiles)]
         self.calls = [(*tables, address(sizes)) for sizes in self.shares]
 
-    def run(self, source: Array, out: Array, operands: tuple[int, int], threads: int) -> None:
+    def run(
+        self, source: Array, out: Array, operands: tuple[int, int], threads: int, beside: Array | None = None
+    ) -> None:
         """Compute this part of ``out``, by the packed weights and the bias at these addresses."""
         # Where a kernel begins at the first number of an array, it finds that itself.
         x: Array | int = address(source) + self.x_start if self.x_start else source
@@ -619,11 +636,11 @@ class _Part:
                 x = copies.foot_address
             if not self.writes_in_place:
                 y = copies.result_address
-        weight, bias = operands
+        given = (x, *operands, y) if beside is None else (x, *operands, y, address(beside) + self.y_start)
         if len(self.calls) == 1:
-            self.kernel(x, weight, bias, y, *self.calls[0])
+            self.kernel(*given, *self.calls[0])
         else:
-            run.for_each(lambda call: self.kernel(x, weight, bias, y, *call), self.calls, threads)
+            run.for_each(lambda call: self.kernel(*given, *call), self.calls, threads)
         if copies is None:
             return
         if not self.writes_in_place:

@@ -92,6 +92,8 @@ def _best_tile(problem: ConvProblem, counts: tuple[int, ...], batch: int, run: i
 class GroupedPrepared(DirectPrepared):
     """Weights as (vectors of groups, runs of taps, channels, taps of a run, lanes)."""
 
+    finishes = False
+
     def arrange(self, given: ConvProblem) -> None:
         """Groups side by side; a row of the kernel, or part of it, at a time."""
         p = self.problem

@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from wherever.engine import run
 from wherever.engine.algorithms.blockwise import channels_first, per_channel, store
+from wherever.engine.algorithms.finish import NOTHING, Finish, alike
 from wherever.engine.algorithms.forward import as_forward, finite, forward_weights, refuses_sums
 from wherever.engine.algorithms.im2col import Im2colPrepared
 from wherever.engine.algorithms.protocol import Algorithm, Prepared
 from wherever.engine.blocks import Block, fewest_pieces, footprint, fullness, gather, grid, last_axes, places
 from wherever.engine.copies import assign, exchanging, readable
-from wherever.engine.kernels.compile import compiled, host
+from wherever.engine.kernels.compile import Entry, compiled, host
 from wherever.engine.kernels.cook_toom import MOST_POINTS
 from wherever.engine.kernels.entry import address as where
 from wherever.engine.kernels.winograd import OUTSIDE, Phases, active, tile_pitch, winograd, winograd_weights
@@ -527,6 +528,8 @@ class WinogradPrepared:
     given_bias: Array | None
     weight: Array
     bias: Array
+    finishes = True
+    finish = NOTHING
 
     def __init__(self, problem: ConvProblem, tiling: Tiling) -> None:
         self.problem = p = problem
@@ -546,23 +549,7 @@ class WinogradPrepared:
         self.summed = len(self.phases) * p.group_in
         self.panel = self.points * self.blocks * self.summed * self.width  # numbers of a group's transformed weights
         self.v_pixel, self.m_pixel = _v_pixel(p, lanes), _pixel(self.held_blocks * self.width, lanes)
-        self.kernel = compiled(
-            winograd,
-            dtype=name,
-            tile=tiling.tile,
-            taps=_taps(p),
-            phases=self.phases,
-            channels=p.group_in,
-            outputs=p.group_out,
-            x_pixel=p.in_channels,
-            y_pixel=p.out_channels,
-            v_pixel=self.v_pixel,
-            m_pixel=self.m_pixel,
-            sparse=x_steps(p)[-1] > 1,
-            rows=tiling.rows,
-            vectors=tiling.vectors,
-            ahead=tiling.vectors if tiling.together <= tiling.rows else 1,
-        )
+        self.kernel = self._kernel()
         self.transforms = [
             compiled(
                 winograd_weights,
@@ -589,10 +576,39 @@ class WinogradPrepared:
         self.parts = tiled(p, tiling.tile, tiling.shape, tiling.images)
         self._work: dict[tuple[Any, ...], list[_Work]] = {}  # does not depend on weights
 
+    def _kernel(self) -> Entry:
+        p, tiling = self.problem, self.tiling
+        return compiled(
+            winograd,
+            dtype=self.dtype.name,
+            tile=tiling.tile,
+            taps=_taps(p),
+            phases=self.phases,
+            channels=p.group_in,
+            outputs=p.group_out,
+            x_pixel=p.in_channels,
+            y_pixel=p.out_channels,
+            v_pixel=self.v_pixel,
+            m_pixel=self.m_pixel,
+            sparse=x_steps(p)[-1] > 1,
+            rows=tiling.rows,
+            vectors=tiling.vectors,
+            ahead=tiling.vectors if tiling.together <= tiling.rows else 1,
+            activation=self.finish.activation,
+            adds=self.finish.adds,
+        )
+
     @property
     def held_blocks(self) -> int:
         """How many blocks of output channels are multiplied by one call of the kernel."""
         return self.blocks
+
+    def finished(self, finish: Finish) -> WinogradPrepared:
+        """The same, which finishes its results where it stores them."""
+        new = copy.copy(self)
+        new.finish, new._work = finish, {}
+        new.kernel = new._kernel()
+        return new
 
     def with_weights(self, operand: Array, bias: Array | None) -> WinogradPrepared:
         """The same with these weights."""
@@ -638,7 +654,7 @@ class WinogradPrepared:
         """Direct summation of what a transform would spoil."""
         return Im2colPrepared(self.problem, self.operand)
 
-    def share(self, x: int, y: int, work: _Work, call: _Call) -> bool:
+    def share(self, x: int, y: int, work: _Work, call: _Call, *beside: int) -> bool:
         """Compute some tiles of some output channels; return whether all results are finite."""
         last, size = call.scratch[-1], self.dtype.itemsize
         (memory,) = run.workspace("tiles", last + self.lanes, dtype=self.dtype)
@@ -647,13 +663,20 @@ class WinogradPrepared:
         filler, weight, bias = self.filler, where(self.weight), where(self.bias)
         finite = True
         for in_x, in_weight, in_bias, in_y in work.groups:
-            self.kernel(x + in_x, filler, weight + in_weight, bias + in_bias, y + in_y, *fixed)
+            others = (other + in_y for other in beside)
+            self.kernel(x + in_x, filler, weight + in_weight, bias + in_bias, y + in_y, *others, *fixed)
             finite = finite and bool(odd.dot(odd) == 0)  # zeros, or NaN
         return finite
 
-    def run(self, source: Array, out: Array, threads: int) -> None:
-        """Compute into ``out``; see `Prepared.run`."""
+    def run(self, source: Array, out: Array, threads: int, beside: Array | None = None) -> None:
+        """Compute into ``out``; see `Prepared.run`, and `Finished.run`."""
         x, y = channels_first(self.problem, source), channels_first(self.problem, out)
+        if self.finish is not NOTHING and (
+            not alike(beside, out) or self.pitches(y, self.problem.out_channels) is None
+        ):
+            self.finished(NOTHING).run(source, out, threads)
+            self.finish.apply(out, beside, threads)
+            return
         key = (x.strides, y.strides, x.dtype, y.dtype, x.flags.aligned, y.flags.aligned, threads)
         work = self._work.get(key)
         # Parts for the threads; if there are too few of them, threads share the tiles or the output channels of each.
@@ -662,8 +685,14 @@ class WinogradPrepared:
             if len(self._work) > 10:  # of ever other memory orders
                 self._work.clear()
             work = self._work[key] = [_Work(self, part, x, y, within) for part in self.parts]
-        begin = (where(x), where(y))
-        run.for_each(lambda part: part.run(self, x, y, begin, within), work, threads if within == 1 else 1)
+        begin = (where(x), where(y), *(() if beside is None else (where(beside),)))
+        finite: list[bool] = []
+        run.for_each(
+            lambda part: finite.append(part.run(self, x, y, begin, within)), work, threads if within == 1 else 1
+        )
+        if self.finish is not NOTHING and not all(finite):  # sums without a finish are among the others
+            self.finished(NOTHING).run(source, out, threads)
+            self.finish.apply(out, beside, threads)
 
     def shares(self, tiles: int, threads: int) -> list[tuple[range, range]]:
         """Ranges of tiles and of blocks of output channels: the tiles shared out, where there are enough; else both."""
@@ -695,6 +724,8 @@ class WinogradPrepared:
 class WinogradOncePrepared(WinogradPrepared):
     """Weights as they are, of which one block of output channels at a time is transformed."""
 
+    finishes = False
+
     @property
     def held_blocks(self) -> int:
         """How many blocks of output channels are multiplied by one call of the kernel."""
@@ -719,7 +750,7 @@ class WinogradOncePrepared(WinogradPrepared):
         each[:, 5], each[:, 6] = each[:, 4] + 1, 1
         return each
 
-    def share(self, x: int, y: int, work: _Work, call: _Call) -> bool:
+    def share(self, x: int, y: int, work: _Work, call: _Call, *beside: int) -> bool:
         """Compute all tiles of some output channels; return whether all results are finite."""
         size, lanes = self.dtype.itemsize, self.lanes
         panel = self.points * self.summed * self.width
@@ -797,7 +828,9 @@ class _Work:
             sizes = prepared.sizes_of(sizes)
             held = -(-min(tiling.together, len(tiles)) // tiling.rows) * tiling.rows
             v, m = (held * tile_pitch(prepared.points, n, size) for n in (prepared.v_pixel, prepared.m_pixel))
-            edge = max(prepared.points * p.in_channels, math.prod(tiling.tile) * p.out_channels)
+            edge = max(
+                prepared.points * p.in_channels, (1 + prepared.finish.adds) * math.prod(tiling.tile) * p.out_channels
+            )
             ends = np.cumsum([v, m, -(-edge // prepared.lanes) * prepared.lanes])
             self.calls.append(_Call(sizes, (0, *ends.tolist()), tuple(array.ctypes.data for array in tables)))
         self.tables = tables
@@ -806,10 +839,13 @@ class _Work:
         self.groups = [tuple(group * step for step in steps) for group in range(p.groups)]
 
     def run(
-        self, prepared: WinogradPrepared, source: Array, result: Array, begin: tuple[int, int], threads: int
-    ) -> None:
-        """Compute the part of ``result`` with some weights; both arrays, and where they begin."""
-        x, y = begin[0] + self.x_start, begin[1] + self.y_start
+        self, prepared: WinogradPrepared, source: Array, result: Array, begin: tuple[int, ...], threads: int
+    ) -> bool:
+        """Compute the part of ``result`` with some weights; return whether nothing had to be summed directly.
+
+        Both arrays, and where they begin; and what is added to the result, which lies in memory as the result does.
+        """
+        x, y, *beside = begin[0] + self.x_start, *(address + self.y_start for address in begin[1:])
         seen, target, block, size = x, y, self.part.block, prepared.dtype.itemsize
         memory = None
         if self.copied:
@@ -825,10 +861,12 @@ class _Work:
             foot = memory[: math.prod(self.foot)].reshape(self.foot)
             assign(_channels_behind(foot), source[self.seen])
         if len(self.calls) == 1:
-            finite = prepared.share(seen, target, self, self.calls[0])
+            finite = prepared.share(seen, target, self, self.calls[0], *beside)
         else:
             each: list[bool] = []
-            run.for_each(lambda call: each.append(prepared.share(seen, target, self, call)), self.calls, threads)
+            run.for_each(
+                lambda call: each.append(prepared.share(seen, target, self, call, *beside)), self.calls, threads
+            )
             finite = all(each)
         if not finite:
             sums = prepared.direct.forward_block(gather(prepared.problem, source, block, prepared.dtype), block)
@@ -840,6 +878,7 @@ class _Work:
             assert memory is not None
             values = memory[self.result_start : self.copied].reshape(self.result)
             assign(result[block.outputs], _channels_behind(values))
+        return finite
 
 
 def _channels_behind(a: Array) -> Array:

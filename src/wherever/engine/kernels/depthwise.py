@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wherever.engine.kernels.compile import Target
+from wherever.engine.kernels.finish import finished
 from wherever.engine.kernels.vector import Int, Kernel, Mask, Vector
 
 OUTSIDE = -(1 << 60)  # in the tables of places: nothing is there; a sum of two of them is still below half of it
 
 
 def depthwise(
-    target: Target, *, dtype: str, rows: int, wide: int, narrower: bool, stride: int, apart: int, down: int, across: int
+    target: Target,
+    *,
+    dtype: str,
+    rows: int,
+    wide: int,
+    narrower: bool,
+    stride: int,
+    apart: int,
+    down: int,
+    across: int,
+    activation: str | None,
+    adds: bool,
 ) -> Kernel:
     """Write y[i, j, c] = bias[c] + sum over a, b of w[a, b, c] x[line[i, a], j * stride + (first[a] + b) * apart, c].
 
@@ -32,9 +44,11 @@ def depthwise(
         From one j, and one b, to the next, in places of x.
     down, across
         Rows and places of the register tile.
+    activation, adds
+        What is applied to the sums (see `kernels.finish`), and whether ``beside`` is added before.
 
     The arrays: x; filler, the channels of a place outside x; w (vectors of channels, taps in the order of the runs,
-    lanes); bias; y.
+    lanes); bias; y; beside, if it is added, which lies in memory as y does.
 
     The tables: of each tile its first row i, and whether all its lines are inside x; of each row i where it begins in
     y, and of every a the line of x (or OUTSIDE); of each a its first column; of each place of a row that windows look
@@ -49,10 +63,12 @@ def depthwise(
     lanes = target.lanes(dtype)
     sizes = ["first", "last", "columns", "low", "high", "begin", "channels", "full", "runs", "taps"]
     sizes += ["x_place", "y_place"]
-    arrays = ["x", "filler", "w", "bias", "y", "tile_table", "row_table", "run_table", "column_table", "looked"]
+    arrays = ["x", "filler", "w", "bias", "y", *(["beside"] if adds else [])]
+    arrays += ["tile_table", "row_table", "run_table", "column_table", "looked"]
     kernel = Kernel("depthwise", dtype, lanes, arrays, sizes)
     first, last, columns, low, high, begin, channels, full, runs, taps, x_place, y_place = map(kernel.size, sizes)
     x, y, bias = kernel.array("x", x_place, 1), kernel.array("y", y_place, 1), kernel.array("bias", 1)
+    others = [kernel.array("beside", y_place, 1)] if adds else []
     w = kernel.array("w", taps, lanes, lanes, 1)
     tiles, row_table, first_column, column_table, looked = (kernel.table(name) for name in arrays[-5:])
     filler = kernel.distance(x, kernel.array("filler", 1))
@@ -109,9 +125,10 @@ def depthwise(
             with kernel.loop(full // rows, runs // rows) as group:
                 add(group, full + group * (rows * (wide - 1)), wide - 1)
         for row in range(down):
-            result = y.moved(row_table[(i + row) * (runs + 1)])
+            result, *beside = (array.moved(row_table[(i + row) * (runs + 1)]) for array in (y, *others))
             for place in range(across):
-                result[j + place, c].store(sums[row, place], mask)
+                extra = [array[j + place, c].load(mask) for array in beside]
+                result[j + place, c].store(finished(sums[row, place], extra, activation), mask)
 
     with kernel.loop(first, last) as number, kernel.loop(0, columns, across) as following:
         i, lines_inside = tiles[number * 2], tiles[number * 2 + 1]

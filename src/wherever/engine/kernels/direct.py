@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from wherever.engine.kernels.compile import Target
+from wherever.engine.kernels.finish import finished
 from wherever.engine.kernels.vector import Array, Condition, Int, Kernel, Mask, Variables
 
 LINE_BYTES = 64  # of a line of the caches
@@ -25,8 +26,10 @@ def direct(
     ahead: int,
     fetch_x: bool,
     fetch_y: bool,
+    activation: str | None,
+    adds: bool,
 ) -> Kernel:
-    """Write y[i, k] = bias[k] + sum over taps t and channels c of w[k, t, c] x[i, offset[t] + c].
+    """Write y[i, k] = bias[k] + sum over taps t and channels c of w[k, t, c] x[i, offset[t] + c], finished.
 
     Lanes are output channels: each number of x meets ``vectors`` vectors of weights, each vector of weights all the
     places of a tile. Where a tile begins in x and in y, and how far away each tap looks, is told by tables, so that
@@ -49,9 +52,12 @@ def direct(
         Cache lines of the next block's weights that each step of a sum asks for: where the cache does not hold all.
     fetch_x, fetch_y
         Whether a tile asks for the places of x that the next one reads, and for its own places of y, before it sums.
+    activation, adds
+        What is applied to a sum that is complete (see `kernels.finish`), and whether ``beside`` is added before.
 
     The arrays: x; w (group, block of output channels, tap, channel, vectors * lanes) with zeros behind the last output
-    channel; bias (group, blocks * vectors * lanes); y; tables offsets, x_tiles, y_tiles.
+    channel; bias (group, blocks * vectors * lanes); y; beside, if it is added, which lies in memory as y does; tables
+    offsets, x_tiles, y_tiles.
     The sizes: first and last tile, and how many of them are summed with one block of weights before the next; number of
     groups; first and last block, and number of blocks of a group; output channels of a group; number of taps and of
     channels; how many taps and channels make a chunk; numbers of x from one group to the next; pitches of y.
@@ -59,10 +65,14 @@ def direct(
     width = vectors * lanes
     sizes = ["tile", "tiles", "together", "groups", "first", "last", "blocks", "outputs", "taps", "channels"]
     sizes += ["chunk_taps", "chunk_channels", "x_group", "y_row", "y_place"]
-    kernel = Kernel("direct", dtype, lanes, ["x", "w", "bias", "y", "offsets", "x_tiles", "y_tiles"], sizes)
+    arrays = ["x", "w", "bias", "y", *(["beside"] if adds else []), "offsets", "x_tiles", "y_tiles"]
+    kernel = Kernel("direct", dtype, lanes, arrays, sizes)
     size = kernel.size
     blocks, outputs, taps, channels = (size(name) for name in ("blocks", "outputs", "taps", "channels"))
-    x, y = kernel.array("x", row, step, 1), kernel.array("y", size("y_row"), size("y_place"), 1)
+    x = kernel.array("x", row, step, 1)
+    y, *others = (
+        kernel.array(name, size("y_row"), size("y_place"), 1) for name in (["y", "beside"] if adds else ["y"])
+    )
     w = kernel.array("w", blocks * taps * channels * width, taps * channels * width, channels * width, width, 1)
     bias = kernel.array("bias", blocks * width, 1)
     offset = kernel.table("offsets")
@@ -71,7 +81,8 @@ def direct(
     def tile(number: Int, g: Int, block: Int, prefetched: int) -> None:
         """All sums of a tile with one block of weights."""
         image = x.moved(kernel.table("x_tiles")[number] + g * size("x_group"))
-        result = y.moved(kernel.table("y_tiles")[number] + (g * outputs + block * width))
+        there = kernel.table("y_tiles")[number] + (g * outputs + block * width)
+        result, beside = y.moved(there), [other.moved(there) for other in others]
         panel, added = w[g, block], bias[g].moved(block * width)
         if fetch_y:
             for (i, j), v in itertools.product(places, range(vectors)):
@@ -95,26 +106,39 @@ def direct(
                         for v in range(vectors):
                             sums[i, j, v] = kernel.fma(value, given[v], sums[i, j, v])
             begun = t.equals(0) & c.equals(0)
+            ended = (t + size("chunk_taps") >= taps) & (c + size("chunk_channels") >= channels)
             with kernel.either(outputs - block * width < width) as (then, otherwise):
                 with then:
                     masks = [kernel.mask(outputs - block * width - v * lanes) for v in range(vectors)]
-                    add(sums, result, added, begun, masks)
+                    add(sums, result, beside, added, begun, ended, masks)
                 with otherwise:
-                    add(sums, result, added, begun, [None] * vectors)
+                    add(sums, result, beside, added, begun, ended, [None] * vectors)
 
-    def add(sums: Variables, result: Array, added: Array, begun: Condition, masks: Sequence[Mask | None]) -> None:
-        """Put the first chunk's sums to the bias, any other's to what is there."""
+    def add(
+        sums: Variables,
+        result: Array,
+        beside: Sequence[Array],
+        added: Array,
+        begun: Condition,
+        ended: Condition,
+        masks: Sequence[Mask | None],
+    ) -> None:
+        """Put the first chunk's sums to the bias, any other's to what is there; finish those of the last."""
+        each = [((i, j, v), (i, j, v * lanes), mask) for i, j in places for v, mask in enumerate(masks)]
         with kernel.either(begun) as (then, otherwise):
             with then:
                 biases = [added[v * lanes].load() for v in range(vectors)]
-                for i, j in places:
-                    for v, mask in enumerate(masks):
-                        result[i, j, v * lanes].store(sums[i, j, v] + biases[v], mask)
+                for index, _, _ in each:
+                    sums[index] = sums[index] + biases[index[-1]]
             with otherwise:
-                for i, j in places:
-                    for v, mask in enumerate(masks):
-                        place = result[i, j, v * lanes]
-                        place.store(sums[i, j, v] + place.load(mask), mask)
+                for index, place, mask in each:
+                    sums[index] = sums[index] + result[place].load(mask)
+        if activation or adds:
+            with kernel.when(ended):
+                for index, place, mask in each:
+                    sums[index] = finished(sums[index], [other[place].load(mask) for other in beside], activation)
+        for index, place, mask in each:
+            result[place].store(sums[index], mask)
 
     with kernel.loop(size("tile"), size("tiles"), size("together")) as start:
         stop = kernel.minimum(start + size("together"), size("tiles"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from wherever.engine.kernels.compile import Target
 from wherever.engine.kernels.vector import Kernel, Vector
@@ -87,6 +87,13 @@ def finishes(activation: str | None, dtype: str) -> bool:
     return activation is None or (activation in ACTIVATIONS and (dtype == "float32" or activation != "gelu"))
 
 
+def finished(value: Vector, beside: Sequence[Vector], activation: str | None) -> Vector:
+    """A vector of results, with what is added and the activation."""
+    for other in beside:
+        value = value + other
+    return ACTIVATIONS[activation](value) if activation else value
+
+
 def finish(target: Target, *, dtype: str, activation: str | None, adds: bool) -> Kernel:
     """Write y[i] = activation(y[i] + added[i]), or without ``added``.
 
@@ -95,8 +102,6 @@ def finish(target: Target, *, dtype: str, activation: str | None, adds: bool) ->
     kernel = Kernel("finish", dtype, target.lanes(dtype), ["y", "added"], ["count"])
     y, added = kernel.array("y", 1), kernel.array("added", 1)
     for i, mask in kernel.vectors(0, kernel.size("count")):
-        value = y[i].load(mask)
-        if adds:
-            value = value + added[i].load(mask)
-        y[i].store(ACTIVATIONS[activation](value) if activation else value, mask)
+        beside = [added[i].load(mask)] if adds else []
+        y[i].store(finished(y[i].load(mask), beside, activation), mask)
     return kernel

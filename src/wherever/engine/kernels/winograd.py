@@ -13,6 +13,7 @@ import numpy.typing as npt
 from wherever.engine.kernels.compile import Target
 from wherever.engine.kernels.cook_toom import Matrix, cook_toom, transformed
 from wherever.engine.kernels.direct import LINE_BYTES
+from wherever.engine.kernels.finish import finished
 from wherever.engine.kernels.vector import Array, Int, Kernel, Mask
 
 # Terms that are summed in registers, before they are added to others: so many that this costs nothing, and so few that
@@ -66,6 +67,8 @@ def winograd(
     rows: int,
     vectors: int,
     ahead: int,
+    activation: str | None,
+    adds: bool,
 ) -> Kernel:
     """Write y[t, i, k] = bias[k] + sum over a, c of w[k, c, a] x[t, i + a, c] for tiles t of outputs i.
 
@@ -94,10 +97,13 @@ def winograd(
         Register tile of the products: tiles times vectors of output channels.
     ahead
         Cache lines of the next panel of U that each step of a product asks for.
+    activation, adds
+        What is applied to the outputs (see `kernels.finish`), and whether ``beside`` is added before.
 
     The arrays: x; filler, the channels of a place outside x; u (point, block of output channels, channel,
-    vectors * lanes); bias; y; v, m and edge, workspaces (edge for one tile of x or y); odd, one vector that is NaN
-    afterwards if any output is not finite.
+    vectors * lanes); bias; y; beside, if it is added, which lies in memory as y does; v, m and edge, workspaces (edge
+    for one tile of x, or one of y and one of beside); odd, one vector that is NaN afterwards if any output is not
+    finite before the activation.
 
     The tables: of each tile where every phase of it begins in x, and where it begins in y (OUTSIDE, where it is not
     wholly inside), where its image begins in x and in y, and in each dimension its first entry in the next two tables;
@@ -116,12 +122,16 @@ def winograd(
     x_names, y_names = ([f"{name}_pitch{dim}" for dim in range(dimensions)] for name in "xy")
     lengths = [f"length{dim}" for dim in range(dimensions)]
     sizes = ["tile", "tiles", "together", "transforming", "first", "last", "blocks", *x_names, *y_names, *lengths]
-    arrays = ["x", "filler", "u", "bias", "y", "v", "m", "edge", "odd", "tile_table", "x_places", "y_places", "terms"]
+    arrays = ["x", "filler", "u", "bias", "y", *(["beside"] if adds else []), "v", "m", "edge", "odd"]
+    arrays += ["tile_table", "x_places", "y_places", "terms"]
     kernel = Kernel("winograd", dtype, lanes, arrays, sizes)
     size = kernel.size
     x_pitches, y_pitches = [size(n) for n in x_names[:-1]], [size(n) for n in y_names[:-1]]
     x = kernel.array("x", *x_pitches, size(x_names[-1]) if sparse else x_pixel, 1)
-    y = kernel.array("y", *y_pitches, size(y_names[-1]) if sparse else y_pixel, 1)
+    y, *others = (
+        kernel.array(name, *y_pitches, size(y_names[-1]) if sparse else y_pixel, 1)
+        for name in (["y", "beside"] if adds else ["y"])
+    )
     u = kernel.array("u", size("blocks") * (terms * block), terms * block, block, 1)
     # V and M, with points by their number and by their place in a tile.
     v_pitch, m_pitch = (tile_pitch(number, pixel, kernel.bytes) for pixel in (v_pixel, m_pixel))
@@ -130,6 +140,7 @@ def winograd(
     bias, filler = kernel.array("bias", 1), kernel.array("filler", 1)
     edge_of_x = kernel.array("edge", *_pitches(points, x_pixel), 1)
     edge_of_y = kernel.array("edge", *_pitches(tile, y_pixel), 1)
+    edge_of_others = edge_of_y.moved(math.prod(tile) * y_pixel)
 
     y_corner = len(phases)  # the field behind those of the phases
 
@@ -214,13 +225,22 @@ def winograd(
             corner = entry(start + t, y_corner)
             outside = corner < OUTSIDE // 2
             result = kernel.choose(outside, edge_of_y, y.moved(corner))
+            beside = [kernel.choose(outside, edge_of_others, other.moved(corner)) for other in others]
+            if adds:
+                with kernel.when(outside):
+                    for index, distance in each_place(start + t, tile, y_corner + 2, "y_places", [0] * dimensions):
+                        with kernel.when(distance > OUTSIDE // 2):
+                            for k, mask in kernel.vectors(begin, end, ragged=outputs % lanes > 0):
+                                there = kernel.array("beside", 1).moved(distance)[k]
+                                edge_of_others[(*index, k)].store(there.load(mask), mask)
             for k, mask in kernel.vectors(begin, end, ragged=outputs % lanes > 0):
                 given = _each(points, m_tile[t], k)
                 added = bias[k].load()
                 for index, value in np.ndenumerate(transformed(kernel, [a for a, _, _ in matrices], given)):
                     total = value + added
-                    result[(*index, k)].store(total, mask)
                     odd[0] = kernel.fma(total, kernel.splat(0), odd[0])
+                    extra = [other[(*index, k)].load(mask) for other in beside]
+                    result[(*index, k)].store(finished(total, extra, activation), mask)
             with kernel.when(outside):
                 for index, distance in each_place(start + t, tile, y_corner + 2, "y_places", [0] * dimensions):
                     with kernel.when(distance > OUTSIDE // 2):
