@@ -260,14 +260,25 @@ def others() -> Iterator[Case]:
         r = 2 * round(4 * sigma) + 1  # SciPy's
         name = f"sigma {sigma:g} on 2048x2048"
         yield Case(
-            GAUSSIAN, "", name, (1, 1, 2048, 2048), (1, 1, r, r), kind="gaussian", sigma=sigma, boundary="reflect"
+            GAUSSIAN,
+            "sigma 1" if sigma == 1 else "sigma 3 and 10",
+            name,
+            (1, 1, 2048, 2048),
+            (1, 1, r, r),
+            kind="gaussian",
+            sigma=sigma,
+            boundary="reflect",
         )
     for dtype, channels in (("uint8", 1), ("float32", 3)):
         for sigma in (1.0, 3.0):
             r, name = 2 * round(4 * sigma) + 1, f"sigma {sigma:g} on 2048x2048x{channels}, {dtype}"
             x = (1, channels, 2048, 2048)
             yield Case(
-                *(GAUSSIAN, "", name, x, (1, 1, r, r)), kind="gaussian", sigma=sigma, boundary="reflect", dtype=dtype
+                *(GAUSSIAN, "8 bits" if dtype == "uint8" else "colours", name, x, (1, 1, r, r)),
+                kind="gaussian",
+                sigma=sigma,
+                boundary="reflect",
+                dtype=dtype,
             )
     for r in (31, 255, 4095, 65535):
         yield Case(SIGNAL, "", f"{r} taps on 10^6 samples", (1, 1, 10**6), (1, 1, r), padding=(r // 2,))

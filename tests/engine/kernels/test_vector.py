@@ -157,7 +157,7 @@ def test_code_is_written_for_arm_too():
         assert arm.emit(places(arm, dtype=dtype, rows=4, vectors=4))[:4] == b"\x7fELF"
         assert "fmla" in arm.assembly(places(arm, dtype=dtype, rows=4, vectors=4))
         tile = {"step": 8, "row": 99, "down": 2, "across": 4, "vectors": 3, "ahead": 1}
-        tile |= {"lanes": arm.lanes(dtype), "fetch_x": True, "fetch_y": True}
+        tile |= {"lanes": arm.lanes(dtype), "fetch_x": True, "fetch_y": True, "activation": "silu", "adds": True}
         assert arm.emit(direct(arm, dtype=dtype, **tile))[:4] == b"\x7fELF"
         assert "fmla" in arm.assembly(direct(arm, dtype=dtype, **tile))
         assert arm.emit(normalised(arm, dtype=dtype))[:4] == b"\x7fELF"
@@ -176,6 +176,7 @@ def test_the_register_tile_stays_in_registers():
         if across * vectors + vectors + 1 <= host().registers:
             tile = {"step": 64, "row": 0, "down": 1, "across": across, "vectors": vectors}
             tile |= {"lanes": host().lanes("float32"), "fetch_x": False, "fetch_y": False}
+            tile |= {"activation": "relu", "adds": across < 20}
             assert not _spills(direct(host(), dtype="float32", **tile, ahead=0))
             assert not _spills(direct(host(), dtype="float32", **tile, ahead=1))
 

@@ -238,6 +238,7 @@ class DepthwisePrepared:
 
     finishes = True
     finish = NOTHING
+    plain: DepthwisePrepared  # the same without a finish
 
     def __init__(self, problem: ConvProblem, operand: Array, bias: Array | None = None) -> None:
         self.problem = p = problem
@@ -260,7 +261,7 @@ class DepthwisePrepared:
     def finished(self, finish: Finish) -> DepthwisePrepared:
         """The same, which finishes its results where it stores them."""
         new = copy.copy(self)
-        new.finish, new.calls, new.part_calls, new.turned = finish, {}, {}, {}
+        new.plain, new.finish, new.calls, new.part_calls, new.turned = self, finish, {}, {}, {}
         return new
 
     def run(self, source: Array, out: Array, threads: int, beside: Array | None = None) -> None:
@@ -277,7 +278,7 @@ class DepthwisePrepared:
             in_place = readable(x, self.dtype, 1) and readable(y, self.dtype, 1)
             call = self.calls[key] = self._call(x, y, None, threads) if in_place else None
         if self.finish is not NOTHING and (call is None or not alike(beside, out)):
-            self.finished(NOTHING).run(source, out, threads)
+            self.plain.run(source, out, threads)
             self.finish.apply(out, beside, threads)
             return
         if call is not None:

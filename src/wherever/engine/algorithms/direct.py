@@ -266,6 +266,7 @@ class DirectPrepared:
     band: int
     finishes = True
     finish = NOTHING
+    plain: DirectPrepared  # the same without a finish
     _plans: dict[tuple[Any, ...], list[_Part]]
 
     def __init__(self, problem: ConvProblem) -> None:
@@ -301,7 +302,7 @@ class DirectPrepared:
     def finished(self, finish: Finish) -> DirectPrepared:
         """The same, which finishes its results where it stores them."""
         new = copy.copy(self)
-        new.finish, new._plans = finish, {}
+        new.plain, new.finish, new._plans = self, finish, {}
         return new
 
     # What another kernel does in another way.
@@ -375,7 +376,7 @@ class DirectPrepared:
             parts = self._plans[key] = self._known(key, source, out)
         operands = self.operands
         if self.finish is not NOTHING and not (alike(beside, out) and all(part.writes_in_place for part in parts)):
-            self.finished(NOTHING).run(source, out, threads)
+            self.plain.run(source, out, threads)
             self.finish.apply(out, beside, threads)
             return
         if len(parts) == 1 and parts[0].by_kernels_alone and threads == 1:

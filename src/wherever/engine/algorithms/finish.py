@@ -74,7 +74,7 @@ class Finished(Protocol):
     finishes: bool
 
     def finished(self, finish: Finish) -> Finished:
-        """The same, with another finish."""
+        """The same, with a finish: of one without."""
 
     def run(self, source: Array, out: Array, threads: int, beside: Array | None = None) -> None:
         """Compute into ``out``; see `Prepared.run`. ``beside`` is added, where the finish says so."""

@@ -530,6 +530,7 @@ class WinogradPrepared:
     bias: Array
     finishes = True
     finish = NOTHING
+    plain: WinogradPrepared  # the same without a finish
 
     def __init__(self, problem: ConvProblem, tiling: Tiling) -> None:
         self.problem = p = problem
@@ -606,7 +607,7 @@ class WinogradPrepared:
     def finished(self, finish: Finish) -> WinogradPrepared:
         """The same, which finishes its results where it stores them."""
         new = copy.copy(self)
-        new.finish, new._work = finish, {}
+        new.plain, new.finish, new._work = self, finish, {}
         new.kernel = new._kernel()
         return new
 
@@ -674,7 +675,7 @@ class WinogradPrepared:
         if self.finish is not NOTHING and (
             not alike(beside, out) or self.pitches(y, self.problem.out_channels) is None
         ):
-            self.finished(NOTHING).run(source, out, threads)
+            self.plain.run(source, out, threads)
             self.finish.apply(out, beside, threads)
             return
         key = (x.strides, y.strides, x.dtype, y.dtype, x.flags.aligned, y.flags.aligned, threads)
@@ -691,7 +692,7 @@ class WinogradPrepared:
             lambda part: finite.append(part.run(self, x, y, begin, within)), work, threads if within == 1 else 1
         )
         if self.finish is not NOTHING and not all(finite):  # sums without a finish are among the others
-            self.finished(NOTHING).run(source, out, threads)
+            self.plain.run(source, out, threads)
             self.finish.apply(out, beside, threads)
 
     def shares(self, tiles: int, threads: int) -> list[tuple[range, range]]:

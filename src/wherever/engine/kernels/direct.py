@@ -124,21 +124,27 @@ def direct(
         masks: Sequence[Mask | None],
     ) -> None:
         """Put the first chunk's sums to the bias, any other's to what is there; finish those of the last."""
-        each = [((i, j, v), (i, j, v * lanes), mask) for i, j in places for v, mask in enumerate(masks)]
-        with kernel.either(begun) as (then, otherwise):
-            with then:
-                biases = [added[v * lanes].load() for v in range(vectors)]
-                for index, _, _ in each:
-                    sums[index] = sums[index] + biases[index[-1]]
-            with otherwise:
-                for index, place, mask in each:
-                    sums[index] = sums[index] + result[place].load(mask)
-        if activation or adds:
-            with kernel.when(ended):
-                for index, place, mask in each:
-                    sums[index] = finished(sums[index], [other[place].load(mask) for other in beside], activation)
-        for index, place, mask in each:
-            result[place].store(sums[index], mask)
+
+        def store(first: bool, last: bool) -> None:
+            biases = [added[v * lanes].load() for v in range(vectors)] if first else []
+            for (i, j), (v, mask) in itertools.product(places, enumerate(masks)):
+                place = (i, j, v * lanes)
+                total = sums[i, j, v] + (biases[v] if first else result[place].load(mask))
+                if last:
+                    total = finished(total, [other[place].load(mask) for other in beside], activation)
+                result[place].store(total, mask)
+
+        with kernel.either(begun) as paths:
+            for path, first in zip(paths, (True, False), strict=True):
+                with path:
+                    if activation or adds:
+                        with kernel.either(ended) as (then, otherwise):
+                            with then:
+                                store(first, True)
+                            with otherwise:
+                                store(first, False)
+                    else:
+                        store(first, False)
 
     with kernel.loop(size("tile"), size("tiles"), size("together")) as start:
         stop = kernel.minimum(start + size("together"), size("tiles"))
