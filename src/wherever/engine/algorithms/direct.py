@@ -38,16 +38,8 @@ _STREAMED_BYTES = 1 << 22  # of x, that no cache is taken to hold
 _FEW_TERMS = 256
 _WIDEST_RUN = 64  # channels below which a row of the kernel is summed as one run
 _WAYS, _WAY_BYTES = 7, 4096  # of the first cache: so many lines a multiple of a way apart find room
-_CROWDED = (
-    0,
-    0,
-    0,
-    0,
-    0,
-    0.03,
-    0.06,
-    0.1,
-)  # how much longer sums take whose places have so many lines in one set of it
+# How much longer sums take whose places have so many lines in one set of it.
+_CROWDED = (0, 0, 0, 0, 0, 0.03, 0.06, 0.1)
 _FIRST_CACHE = 24 << 10  # bytes of it for weights
 _MORE_PIECES = 4  # than rows of places have to be cut into, by how many times: shorter tiles are considered too
 
