@@ -590,7 +590,6 @@ class _Work:
 
     def run(self, source: Array, y: Array, out: Array) -> None:
         """Compute into ``out``."""
-        layout = self.layout
         memory: Array | None = None
         address = 0
         if self.bytes:
@@ -599,19 +598,35 @@ class _Work:
         if self.calls is not None:
             for kernel, moving, fixed in self.calls:
                 kernel(*[begin[which] + offset for which, offset in moving], *fixed)
-        for group, steps in enumerate(self.steps if self.calls is None else ()):
-            starts = (begin[0] + steps[0], begin[1] + steps[1], begin[2] + steps[2])
-            result = out[group * layout.problem.out_channels :]
-            for cuts, parts in self.passes:
-                sums = None
-                if len(parts) > 1:
-                    sums = np.zeros(layout.sums_shape(cuts[-1] - cuts[0]), wide_dtype(layout.dtype))
-                for part, spans in parts:
-                    self._part(part, spans, (source, y), group, starts, result, sums, memory, address)
-                if sums is not None:
-                    store_taps(result[cuts[0] : cuts[-1]], layout.ordered(sums))
+        else:
+            with np.errstate(all="ignore"):  # sums that overflow or are not finite are data
+                for group, steps in enumerate(self.steps):
+                    starts = (begin[0] + steps[0], begin[1] + steps[1], begin[2] + steps[2])
+                    self._group(group, starts, source, y, out, memory, address)
         if memory is not None and self.bytes <= _SCRATCH_BYTES:
             self.spare.append((memory, address))
+
+    def _group(
+        self,
+        group: int,
+        starts: tuple[int, int, int],
+        source: Array,
+        y: Array,
+        out: Array,
+        memory: Array | None,
+        address: int,
+    ) -> None:
+        """Compute the gradient by the weights of one group."""
+        layout = self.layout
+        result = out[group * layout.problem.out_channels :]
+        for cuts, parts in self.passes:
+            sums = None
+            if len(parts) > 1:
+                sums = np.zeros(layout.sums_shape(cuts[-1] - cuts[0]), wide_dtype(layout.dtype))
+            for part, spans in parts:
+                self._part(part, spans, (source, y), group, starts, result, sums, memory, address)
+            if sums is not None:
+                store_taps(result[cuts[0] : cuts[-1]], layout.ordered(sums))
 
     def _memory(self) -> tuple[Array, int]:
         """Memory for copies and sums: where they are small, what an earlier call has left."""
@@ -626,7 +641,7 @@ class _Work:
     def _view(self, memory: Array | None, address: int, number: int, count: int) -> Array:
         """The copy of x (0) or of y (1), or the sums (2)."""
         assert memory is not None
-        start = address + self.begins[number] - memory.ctypes.data
+        start = address + self.begins[number] - where(memory)
         return memory[start : start + count * self.layout.dtype.itemsize].view(self.layout.dtype)
 
     def _part(
@@ -670,7 +685,7 @@ class _Work:
                     (total,) = run.workspace("sums", count, dtype=layout.dtype)
                     target = total.ctypes.data
             a, b = (x, y + span.shift) if layout.tile.x_rows else (y + span.shift, x)
-            layout.kernel(a, b, target, *part.addresses, span.sizes.ctypes.data)
+            layout.kernel(a, b, target, *part.addresses, span.sizes)
             if total is None:
                 return
             total = total.reshape(layout.sums_shape(span.channels.stop - span.channels.start))
@@ -680,7 +695,7 @@ class _Work:
             else:
                 store_taps(out[span.channels], layout.ordered(total))
 
-        if len(spans) == 1 and sums is None:
+        if len(spans) == 1:
             some(spans[0])
         else:
             run.for_each(some, spans, threads)
