@@ -25,6 +25,8 @@ from wherever.problem import Array, ConvProblem
 # Of a block's input, and of its result: the input is read once for every few output channels, from the cache if it can.
 _BLOCK_BYTES = 1 << 19
 
+_TURNED = 10  # times a copy along memory: to bring channels first that lie last
+
 
 class Places(Algorithm):
     """Direct summation at the speed of the machine's multiply-add units."""
@@ -53,6 +55,8 @@ class Places(Algorithm):
         outputs = problem.batch * math.prod(problem.output) * problem.out_channels
         phases = math.prod(problem.stride)  # each copied by itself, every so many places of a row
         moved = (inputs * min(phases, 4) + outputs) / (machine.copy * max(run, 1) / (run + 12)) * dtype.itemsize / 4
+        if problem.layout == "channels_last" and problem.in_channels > 1:
+            moved += _TURNED * inputs / machine.copy * dtype.itemsize / 4
         return sums + moved + blocks * (20 + 2 * phases) * machine.call
 
     def workspace(self, problem: ConvProblem) -> int:
