@@ -18,7 +18,7 @@ _HOME = {
     "Detector": "wherever.find",
     "Finds": "wherever.find",
 }
-_MODULES = ("find", "ladder", "ndimage", "signal")
+_MODULES = ("find", "ladder", "ndimage", "signal", "tiles")
 
 __all__ = [
     "Detector",
@@ -33,10 +33,11 @@ __all__ = [
     "plan",
     "set_threads",
     "signal",
+    "tiles",
 ]
 
 if TYPE_CHECKING:
-    from wherever import find, ladder, ndimage, signal
+    from wherever import find, ladder, ndimage, signal, tiles
     from wherever.engine.run import set_threads
     from wherever.find import Detector, Finds
     from wherever.ops import conv, conv_transpose, convolve, correlate, plan

@@ -11,6 +11,7 @@ from wherever.torch.modules import (
     ConvTranspose3d,
     replace,
 )
+from wherever.torch.tiled import Tiled, tiled
 
 __all__ = [
     "Accelerated",
@@ -20,7 +21,9 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Tiled",
     "accelerate",
     "functional",
     "replace",
+    "tiled",
 ]
