@@ -25,9 +25,9 @@ FORMATS = "PNG, JPEG, BMP, GIF, WebP, PPM, TIFF, .npy"
 DEFAULT_MAX_PIXELS = 2**29
 _SAMPLE_SUFFIXES = (".png", ".jpg", ".gif")
 _PAGE = re.compile(r"(?P<path>.+)#(?P<page>\d+|bands)")
-_ALL = -1  # the page number that stands for all of them
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_NPY_MAGIC = b"\x93NUMPY"
+ALL_PAGES = -1  # the page number that stands for all of them
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+NPY_MAGIC = b"\x93NUMPY"
 _PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 # Pillow keeps its own limit on the number of pixels in a global variable; ours replaces it while a picture is opened.
 _pillow_lock = threading.Lock()
@@ -78,9 +78,9 @@ def read_image(source: str | Path) -> Image:
             # On damaged data the readers raise whatever their parsers happen to raise, and may warn on the way.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if head[:4] in _TIFF_MAGIC:
+                if head[:4] in TIFF_MAGIC:
                     image = _read_tiff(name, file, page)
-                elif head.startswith(_NPY_MAGIC):
+                elif head.startswith(NPY_MAGIC):
                     image = _read_npy(name, path, page)
                 else:
                     image = _read_with_pillow(name, file, page)
@@ -92,7 +92,7 @@ def read_image(source: str | Path) -> Image:
         raise ImageError(f"{name}: permission denied; make the file readable (chmod +r) or copy it") from None
     except Exception as error:
         raise ImageError(
-            f"{name}: corrupt or truncated ({_one_line(error)}); copy, download or export it again"
+            f"{name}: corrupt or truncated ({one_line(error)}); copy, download or export it again"
         ) from error
     if image.dtype.kind not in "uif":
         raise ImageError(f"{name}: holds {image.dtype} values; a picture needs real numbers (integers or floats)")
@@ -158,7 +158,7 @@ def locate(source: str | Path) -> tuple[str, Path, int | None]:
     try:
         match = _PAGE.fullmatch(name)
         if match and not path.exists():
-            path, page = Path(match["path"]), _ALL if match["page"] == "bands" else int(match["page"])
+            path, page = Path(match["path"]), ALL_PAGES if match["page"] == "bands" else int(match["page"])
             if page == 0:
                 raise ImageError(f"{name}: pages are counted from 1; write {path}#1 for the first")
         if path.is_dir():
@@ -183,11 +183,13 @@ def _limit(name: str, width: int, height: int) -> None:
         )
 
 
-def _missing(name: str, what: str, library: str) -> ImageError:
+def missing_library(name: str, what: str, library: str) -> ImageError:
+    """Return the error that says which package is needed."""
     return ImageError(f"{name}: reading {what} needs {library}: {INSTALL}")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -208,10 +210,10 @@ def _read_npy(name: str, path: Path, page: int | None) -> Image:
     if mapped.ndim not in (2, 3):
         raise ImageError(f"{name}: has shape {mapped.shape}; a picture has shape (H, W) or (H, W, bands)")
     _limit(name, mapped.shape[1], mapped.shape[0])
-    return _native(np.array(mapped))
+    return native(np.array(mapped))
 
 
-def _native(image: Image) -> Image:
+def native(image: Image) -> Image:
     """Give the values the machine's own byte order, contiguous in memory; black-and-white becomes uint8 0 and 255."""
     if image.dtype == np.bool_:
         return np.asarray(image, dtype=np.uint8) * np.uint8(255)
@@ -239,7 +241,7 @@ def _read_with_pillow(
         from PIL import Image as PillowImage
         from PIL import ImageOps, UnidentifiedImageError
     except ModuleNotFoundError:
-        raise _missing(name, "pictures", "Pillow") from None
+        raise missing_library(name, "pictures", "Pillow") from None
     PillowImage.init()
     available = [kind for kind in formats if kind in PillowImage.OPEN]  # Pillow may have been built without WebP
     with _own_pixel_limit(PillowImage):
@@ -250,7 +252,7 @@ def _read_with_pillow(
                 f"{name}: not a picture in a format known here, or damaged at its beginning; known are {FORMATS}"
             ) from None
         _limit(name, *picture.size)
-        if page == _ALL:
+        if page == ALL_PAGES:
             raise ImageError(f"{name}: only the pages of a TIFF file can be taken as bands; choose a frame with #1")
         if page is not None:
             frames = getattr(picture, "n_frames", 1)
@@ -272,14 +274,15 @@ def _read_with_pillow(
     # Pillow before 11 gives 16-bit grey PNG as 32-bit integers.
     if picture.mode == "I" and image.size and image.min() >= 0 and image.max() < 2**16:
         image = image.astype(np.uint16)
-    return _native(image)
+    return native(image)
 
 
 # ---------------------------------------------------------------------------------------------------------------- TIFF
 
 
 @contextmanager
-def _quiet(logger_name: str) -> Iterator[None]:
+def quiet(logger_name: str) -> Iterator[None]:
+    """Keep a library from logging what it thinks of a file."""
     logger = logging.getLogger(logger_name)
     before = logger.disabled
     logger.disabled = True
@@ -293,12 +296,12 @@ def _read_tiff(name: str, file: IO[bytes], page: int | None) -> Image:
     try:
         import tifffile
     except ModuleNotFoundError:
-        raise _missing(name, "TIFF", "tifffile") from None
-    with _quiet("tifffile"), tifffile.TiffFile(file) as tiff:
+        raise missing_library(name, "TIFF", "tifffile") from None
+    with quiet("tifffile"), tifffile.TiffFile(file) as tiff:
         pages: list[Any] = list(tiff.pages)
         if not pages:
             raise ImageError(f"{name}: the TIFF file has no pages")
-        if page is not None and page != _ALL:
+        if page is not None and page != ALL_PAGES:
             if page > len(pages):
                 raise ImageError(f"{name}: the file has {len(pages)} page{'s' if len(pages) > 1 else ''}")
             chosen, axes = pages[page - 1 : page], ""
@@ -308,28 +311,28 @@ def _read_tiff(name: str, file: IO[bytes], page: int | None) -> Image:
             # Reduced copies (pyramids, thumbnails) are smaller; other pages of the same size are pictures of their own.
             others = [item for item in pages if getattr(item, "shape", None) and not getattr(item, "is_reduced", False)]
             if len(tiff.series) > 1 and sum(item.shape[:2] == others[0].shape[:2] for item in others) > len(chosen):
-                raise _several(name, pages, "pictures of their own")
+                raise several_pages(name, pages, "pictures of their own")
         first = chosen[0]
         _limit(name, int(first.imagewidth), int(first.imagelength))
         size = file.seek(0, io.SEEK_END)
-        if any(_incomplete(item, size) for item in chosen):
+        if any(incomplete(item, size) for item in chosen):
             raise ImageError(f"{name}: truncated (pixels are missing); copy, download or export it again")
         try:
             if not axes or (len(chosen) == 1 and len(axes) <= 3):
                 return _tiff_page(first)
-            return _tiff_stack(name, series, pages, as_bands=page == _ALL)
+            return _tiff_stack(name, series, pages, as_bands=page == ALL_PAGES)
         except (KeyError, ValueError, ModuleNotFoundError) as error:
             if isinstance(error, ImageError) or not re.search("imagecodecs|compression", str(error), re.I):
                 raise
             if len(chosen) > 1 or first.samplesperpixel not in (1, 3, 4):
-                raise _codec(name, first) from None
+                raise missing_codec(name, first) from None
     # Pillow decodes the common compressions that tifffile leaves to an extra package.
     file.seek(0)
     try:
         with _quiet_stderr():
-            return _read_with_pillow(name, file, None if page == _ALL else page, ("TIFF",))
+            return _read_with_pillow(name, file, None if page == ALL_PAGES else page, ("TIFF",))
     except ImageError as error:  # a combination of compression and kind of pixels that Pillow does not know
-        raise _codec(name, first) from error
+        raise missing_codec(name, first) from error
 
 
 @contextmanager
@@ -345,7 +348,7 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _incomplete(page: Any, size: int) -> bool:
+def incomplete(page: Any, size: int) -> bool:
     """Tell whether pixels that a page declares are not in the file: tifffile would take zeros for some of them."""
     if any(start + count > size for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
         return True
@@ -368,20 +371,14 @@ def _tiff_page(page: Any) -> Image:
         image = np.moveaxis(image, 0, -1)
     elif photometric == 0 and image.dtype.kind in "bu":
         image = ~image
-    return _native(_without_alpha(image, tuple(int(value) for value in page.extrasamples)))
+    return native(without_alpha(image, tuple(int(value) for value in page.extrasamples)))
 
 
 def _tiff_stack(name: str, series: Any, pages: list[Any], as_bands: bool) -> Image:
     """Read a series of several pages: channels are bands; what may be depth, time or a document is refused."""
+    check_stack(name, series, pages, as_bands)
     axes: str = series.axes
     lengths = dict(zip(axes, series.shape, strict=True))
-    extra = {axis: length for axis, length in lengths.items() if axis not in "YXS" and length > 1}
-    if len(extra) > 1 or not (as_bands or set(extra) <= {"C"}):
-        words = {"Z": "planes of depth", "T": "points in time", "C": "channels"}
-        kinds = " and ".join(f"{length} {words.get(axis, 'pages')}" for axis, length in extra.items())
-        raise _several(name, pages, kinds)
-    if extra and lengths.get("S", 1) > 1:
-        raise _several(name, pages, "colour pictures")
     image: Image = series.asarray()
     keep = [index for index, axis in enumerate(axes) if axis in "YX" or lengths[axis] > 1]
     image = image.reshape([image.shape[index] for index in keep])
@@ -390,8 +387,21 @@ def _tiff_stack(name: str, series: Any, pages: list[Any], as_bands: bool) -> Ima
     if bands:
         image = np.moveaxis(image, bands[0], -1)
     if "S" in axes:
-        image = _without_alpha(image, tuple(int(value) for value in series.keyframe.extrasamples))
-    return _native(image)
+        image = without_alpha(image, tuple(int(value) for value in series.keyframe.extrasamples))
+    return native(image)
+
+
+def check_stack(name: str, series: Any, pages: list[Any], as_bands: bool) -> None:
+    """Raise ImageError unless a series of several pages is one picture: channels are bands; depth and time are not."""
+    axes: str = series.axes
+    lengths = dict(zip(axes, series.shape, strict=True))
+    extra = {axis: length for axis, length in lengths.items() if axis not in "YXS" and length > 1}
+    if len(extra) > 1 or not (as_bands or set(extra) <= {"C"}):
+        words = {"Z": "planes of depth", "T": "points in time", "C": "channels"}
+        kinds = " and ".join(f"{length} {words.get(axis, 'pages')}" for axis, length in extra.items())
+        raise several_pages(name, pages, kinds)
+    if extra and lengths.get("S", 1) > 1:
+        raise several_pages(name, pages, "colour pictures")
 
 
 def _drop_length_one(image: Image, axes: str) -> Image:
@@ -399,7 +409,7 @@ def _drop_length_one(image: Image, axes: str) -> Image:
     return image.reshape(lengths)
 
 
-def _without_alpha(image: Image, extrasamples: tuple[int, ...]) -> Image:
+def without_alpha(image: Image, extrasamples: tuple[int, ...]) -> Image:
     """Drop the bands that the file marks as alpha (1 and 2 in the extra samples, which are the last bands)."""
     if image.ndim != 3 or not any(kind in (1, 2) for kind in extrasamples):
         return image
@@ -409,7 +419,8 @@ def _without_alpha(image: Image, extrasamples: tuple[int, ...]) -> Image:
     return image[:, :, 0] if len(keep) == 1 else image
 
 
-def _several(name: str, pages: list[Any], what: str) -> ImageError:
+def several_pages(name: str, pages: list[Any], what: str) -> ImageError:
+    """Return the error that asks to choose one of several pages."""
     path = name.removesuffix("#bands")
     size = f"{pages[0].imagewidth} x {pages[0].imagelength}"
     return ImageError(
@@ -418,6 +429,7 @@ def _several(name: str, pages: list[Any], what: str) -> ImageError:
     )
 
 
-def _codec(name: str, page: Any) -> ImageError:
+def missing_codec(name: str, page: Any) -> ImageError:
+    """Return the error that says which package decodes a page."""
     kind = getattr(page.compression, "name", page.compression)
     return ImageError(f"{name}: TIFF compression {kind} needs one more package: pip install imagecodecs")

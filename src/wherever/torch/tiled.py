@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wherever.tiles.graph import Box, Graph, ReceptiveField
+from wherever.files.sources import Source
+from wherever.tiles.graph import Box, Graph, NotTranslationInvariantError, ReceptiveField
 from wherever.tiles.grid import Grid, as_bytes, fitting
+from wherever.tiles.work import Array, GraphWork, Prepare, identity_of
 from wherever.torch.local_graphs import Network
 from wherever.torch.values import Output
 
@@ -153,6 +156,12 @@ class Tiled(nn.Module):
         with torch.no_grad():
             return graph.run(lambda box: read(box).to(device), boxes)
 
+    def map(self, source: Any, **options: Any) -> Any:
+        """Apply the model to a picture of any size: `wherever.tiles.map`, with this model's memory and tiles."""
+        from wherever.tiles.mapping import apply
+
+        return apply(self, source, **{"memory": self.memory, "tile": self.tile} | options)
+
     def fingerprint(self) -> str:
         """Return a hash of what is computed: the traced program and all numbers in it."""
         digest = hashlib.sha256(self.network.module.code.encode())
@@ -166,6 +175,71 @@ class Tiled(nn.Module):
         if mode:
             raise ValueError("a tiled model cannot be trained; train the original, and call tiled(model.eval()) again")
         return super().train(False)
+
+
+def work(
+    model: nn.Module, source: Source, prepare: Prepare | None, *, pointwise: Sequence[Any] = (), output: Any = None
+) -> GraphWork:
+    """Make work of a model for `wherever.tiles.map`: its result on windows of a source.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Of images (N, C, H, W), or one that `tiled` returned.
+    source : Source
+    prepare : callable(window) -> window, optional
+    pointwise : sequence
+        See `tiled`.
+    output : int or str, optional
+        Which result, where the model returns several.
+    """
+    own = model if isinstance(model, Tiled) else Tiled(model, pointwise=pointwise)
+    dtype = own._dtype
+    few = source.values((0, 1), (0, 1))
+    channels = (few if prepare is None else np.asarray(prepare(few))).shape[2]
+
+    def load(window: Array) -> Tensor:
+        values = window if prepare is None else np.asarray(prepare(window))
+        tensor = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
+        return tensor.to(device=own.device, dtype=dtype)
+
+    try:
+        graph, structure = own.network.graph((1, channels, *source.shape[:2]), dtype)
+    except ValueError as error:
+        if isinstance(error, NotTranslationInvariantError):
+            raise
+        raise ValueError(f"{source.name}: {source.shape[2]} bands, {error}") from error
+    if output is not None and not isinstance(structure, Output):
+        structure = structure[output]
+    if not isinstance(structure, Output):
+        raise ValueError("output: the model has several results; choose one by its name or number")
+    graph.outputs = (graph.outputs[structure.number],)
+    node = graph.nodes[graph.outputs[0]]
+    if node.axes != (-2, -1) or len(node.shape) not in (3, 4):
+        raise ValueError(f"output: a result of shape {node.shape}; it must be (N, C, H, W) or (N, H, W)")
+    tried = graph.run(
+        lambda box: torch.zeros(1, channels, *(b - a for a, b in box), dtype=dtype, device=own.device),
+        [tuple((0, min(1, n)) for n in node.size)],
+    )[0]
+
+    def run(read: Any, boxes: Sequence[Box]) -> list[Tensor]:
+        with torch.no_grad():
+            return graph.run(read, boxes)
+
+    def unload(result: Tensor) -> Array:
+        result = result if result.ndim == 4 else result[:, None]
+        return result[0].permute(1, 2, 0).cpu().numpy()
+
+    return GraphWork(
+        graph,
+        source,
+        bands=node.shape[1] if len(node.shape) == 4 else 1,
+        dtype=unload(tried).dtype,
+        load=load,
+        unload=unload,
+        run=run,
+        identity=f"{own.fingerprint()} {identity_of(prepare)} {output}",
+    )
 
 
 def _index(box: Box) -> Any:
