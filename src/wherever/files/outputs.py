@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wherever.files.georeference import Georeference
+
 CSV_COLUMNS = ("image", "label", "x0", "y0", "x1", "y1", "score", "scale", "angle")
 
 
@@ -203,6 +205,7 @@ def to_geojson_text(
     angle: npt.ArrayLike | None = None,
     image: str | None = None,
     label: str | None = None,
+    georeference: Georeference | None = None,
 ) -> str:
     """Write finds as a GeoJSON FeatureCollection (RFC 7946) of closed rectangles, best first.
 
@@ -213,6 +216,9 @@ def to_geojson_text(
     ----------
     boxes, scores, scale, angle, image, label
         As in :func:`to_csv_text`; the last five become properties of each feature.
+    georeference : Georeference, optional
+        Where the picture is on Earth: coordinates are then those of its coordinate reference system, which is named
+        as GeoJSON did before RFC 7946 (QGIS and GDAL read it), and the box in pixels becomes a property.
 
     Returns
     -------
@@ -227,11 +233,18 @@ def to_geojson_text(
         if image is not None:
             properties["image"] = image
         ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
+        if georeference is not None:
+            properties["pixels"] = [x0, y0, x1, y1]
+            ring = georeference.apply(ring).tolist()
         geometry = {"type": "Polygon", "coordinates": [ring]}
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     # One feature a line: the file can be read and compared by people too.
     lines = ",\n".join(json.dumps(feature, ensure_ascii=False) for feature in features)
-    return '{"type": "FeatureCollection", "features": [\n' + lines + "\n]}\n"
+    system = ""
+    if georeference is not None and georeference.urn is not None:
+        crs = {"type": "name", "properties": {"name": georeference.urn}}
+        system = f'"crs": {json.dumps(crs)}, '
+    return '{"type": "FeatureCollection", ' + system + '"features": [\n' + lines + "\n]}\n"
 
 
 def to_coco_text(

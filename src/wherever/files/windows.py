@@ -41,13 +41,14 @@ def open_window(source: str | Path | npt.ArrayLike | Source, bands: Sequence[int
     if isinstance(source, Source):
         opened = source
     elif isinstance(source, str | Path):
-        opened = _open(str(source))
+        opened = windowed(str(source)) or ArraySource(read_image(source), str(source))
     else:
         opened = ArraySource(source)
     return opened if bands is None else BandsSource(opened, bands)
 
 
-def _open(name: str) -> Source:
+def windowed(name: str) -> Source | None:
+    """Open a file whose windows can be read; None if it is a picture that is read as a whole."""
     match = _LEVEL.fullmatch(name)
     plain, level = (match["path"], int(match["level"])) if match and not Path(name).exists() else (name, 0)
     path = Path(plain)
@@ -74,7 +75,7 @@ def _open(name: str) -> Source:
         raise ImageError(f"{name}: permission denied; make the file readable (chmod +r) or copy it") from None
     except (ValueError, OSError, EOFError, TypeError) as error:
         raise ImageError(f"{name}: corrupt or truncated ({one_line(error)}); copy or export it again") from error
-    return ArraySource(read_image(plain), name)
+    return None
 
 
 def _is_zarr(path: Path) -> bool:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
+from wherever.files.sources import Source
 from wherever.find.calibration import from_examples, from_folds
 from wherever.find.features import Eye, Picture, as_image, learn_mix
 from wherever.find.finds import Finds
 from wherever.find.inputs import as_count, as_scales, as_training
 from wherever.find.storage import Learnt, load_file, save_file
-from wherever.find.sweep import Kernel, candidates, distinct, scale_of, score_map
+from wherever.find.sweep import Candidates, Kernel, candidates, distinct, scale_of, score_map
 from wherever.find.training import Scene, fit_kernel, layout, whole
+from wherever.tiles.grid import as_bytes
+
+if TYPE_CHECKING:
+    from wherever.find.tiled import Sweep
 
 ROTATIONS = 16
 
@@ -196,23 +202,69 @@ class Detector:
         progress
             Called with the number of scales done and of all scales.
         """
-        if threshold is None:
-            threshold = self._fitted().threshold_ if top is None else 0.0
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be a probability, 0 to 1; got {threshold!r}")
-        top = None if top is None else as_count(top, "top")
+        threshold, floor, top = self._limits(threshold, top)
         picture = self._picture(image)
-        floor = -np.inf if threshold == 0 else self._score(threshold)
         found = candidates(self.kernel_, picture, self.kernel_.maps_of(picture), floor, progress=progress)
-        found = distinct(found, top)
-        return Finds(
-            boxes=found.boxes,
-            scores=self._probability(found.scores),
-            scale=np.array([scale_of(level) for level in found.levels]),
-            angle=found.angles,
-            image_size=(picture.width, picture.height),
-            calibrated=self.calibrated_,
-        )
+        return self._finds(distinct(found, top), (picture.width, picture.height))
+
+    def find_in(
+        self,
+        source: str | os.PathLike[str] | Source,
+        *,
+        threshold: float | None = None,
+        top: int | None = None,
+        memory: int | float | str = "2 GiB",
+        progress: Callable[[int, int], None] | None = None,
+        client: Any = None,
+    ) -> Finds:
+        """Return the places in a picture of any size where the thing is: what :meth:`find` returns, in bounded memory.
+
+        Parameters
+        ----------
+        source
+            What `wherever.files.windows.open_window` opens: a TIFF file, ENVI, Zarr, .npy, ... Pixels with the file's
+            no-data value in any band are missing.
+        threshold, top
+            As in :meth:`find`.
+        memory
+            What a tile may take, in bytes or as "2 GiB".
+        progress
+            Called with the number of tiles done and of all tiles.
+        client
+            A `distributed.Client`, or the address of a scheduler: tiles are read and searched by its workers.
+
+        Notes
+        -----
+        Positions are those of :meth:`find`; scores agree to the accuracy of float32.
+        """
+        from wherever.files.windows import open_window
+        from wherever.find.tiled import all_candidates
+
+        threshold, floor, top = self._limits(threshold, top)
+        opened = open_window(source if isinstance(source, Source) else os.fspath(source))
+        try:
+            sweep = self.sweep(opened)
+            cut = sweep.grid(as_bytes(memory))
+            found = distinct(all_candidates(sweep, cut, floor, progress, client), top)
+        finally:
+            if not isinstance(source, Source):
+                opened.close()
+        return self._finds(found, (opened.shape[1], opened.shape[0]))
+
+    def sweep(self, source: Source) -> Sweep:
+        """Return the sweep of a source by this detector's kernel: what `wherever.find.tiled` works on."""
+        from wherever.find.tiled import Sweep
+
+        self._check_channels(source.shape[2])
+        return Sweep.of(self.kernel_, source)
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that the detector has learnt."""
+        kernel = self._fitted().kernel_
+        digest = hashlib.sha256(kernel.weights.tobytes() + kernel.eye.mix.tobytes())
+        rest = (kernel.template, kernel.eye.sigma, kernel.eye.tone, kernel.bias, kernel.levels, kernel.penalties)
+        digest.update(repr((rest, kernel.angles, self.learnt_.calibration)).encode())
+        return digest.hexdigest()
 
     def anywhere(self, image: ArrayLike) -> float:
         """Return the probability that there is at least one in the image: that of the best find.
@@ -252,13 +304,35 @@ class Detector:
             raise ValueError("this Detector has learnt nothing yet; call fit(images, boxes), or Detector.load(path)")
         return self
 
-    def _picture(self, image: ArrayLike) -> Picture:
-        array = as_image(image)
-        if array.shape[2] != self._fitted().channels_:
+    def _limits(self, threshold: float | None, top: int | None) -> tuple[float, float, int | None]:
+        """The least probability and the least score of finds, and the most of them, checked."""
+        if threshold is None:
+            threshold = self._fitted().threshold_ if top is None else 0.0
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be a probability, 0 to 1; got {threshold!r}")
+        floor = -np.inf if threshold == 0 else self._score(threshold)
+        return threshold, floor, None if top is None else as_count(top, "top")
+
+    def _finds(self, found: Candidates, size: tuple[int, int]) -> Finds:
+        return Finds(
+            boxes=found.boxes,
+            scores=self._probability(found.scores),
+            scale=np.array([scale_of(level) for level in found.levels]),
+            angle=found.angles,
+            image_size=size,
+            calibrated=self.calibrated_,
+        )
+
+    def _check_channels(self, channels: int) -> None:
+        if channels != self._fitted().channels_:
             raise ValueError(
-                f"image has {array.shape[2]} channel(s); the detector was trained on images with {self.channels_}; "
+                f"image has {channels} channel(s); the detector was trained on images with {self.channels_}; "
                 "choose the same bands, or convert the image"
             )
+
+    def _picture(self, image: ArrayLike) -> Picture:
+        array = as_image(image)
+        self._check_channels(array.shape[2])
         return Picture(array, self.kernel_.eye.mix)
 
     def _probability(self, score: NDArray[Any]) -> NDArray[Any]:

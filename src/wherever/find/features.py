@@ -22,6 +22,7 @@ LARGEST_VALUE = 1e30  # of a pixel: float32, in which pictures are averaged, end
 CONTRAST_FLOOR = 0.05  # local contrast below this share of the image's spread counts as noise
 CONTRAST_LIMIT = 3.0  # what stands out more than this many local standard deviations stands out no further
 STATISTICS_PIXELS = 20_000  # medians and spreads are taken over about so many pixels, evenly spaced
+LARGE, SAMPLED_ROWS = 1 << 25, 32  # from so many pixels on, in so many rows
 
 
 def as_image(image: ArrayLike, name: str = "image") -> NDArray[Any]:
@@ -63,6 +64,18 @@ def as_image(image: ArrayLike, name: str = "image") -> NDArray[Any]:
     return array if array.ndim == 3 else array[:, :, None]
 
 
+def sampling(height: int, width: int) -> tuple[int, int]:
+    """Return steps down and across by which about 20,000 pixels are chosen: of large images in few rows.
+
+    Few rows, because files hold rows together: to read pixels all over a large file is to read all of it.
+    """
+    step = max(1, math.isqrt(max(1, height * width // STATISTICS_PIXELS)))
+    if height * width <= LARGE:
+        return step, step
+    down = max(1, height // SAMPLED_ROWS)
+    return down, max(1, width * -(-height // down) // STATISTICS_PIXELS)
+
+
 def channel_statistics(image: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
     """Return the median of each channel (C,) and one spread for all: the mean of their standard deviations.
 
@@ -70,8 +83,8 @@ def channel_statistics(image: NDArray[Any]) -> tuple[NDArray[np.float64], float]
     not flatten everything else, unless nothing varies there (a few dots on an even ground). A constant image has
     spread 1. One spread for all channels keeps their proportions: a channel of noise is not blown up.
     """
-    step = max(1, math.isqrt(max(1, image.shape[0] * image.shape[1] // STATISTICS_PIXELS)))
-    for sample in (image[::step, ::step], image):
+    down, across = sampling(*image.shape[:2])
+    for sample in (image[::down, ::across], image):
         pixels = np.ascontiguousarray(sample.reshape(-1, image.shape[2]).T, np.float64)
         if image.dtype.kind == "f" and not (whole := np.isfinite(pixels).all(axis=0)).all():
             pixels = pixels[:, whole]
@@ -218,8 +231,10 @@ class Picture:
     before or after the averaging, whichever is less work.
     """
 
-    def __init__(self, image: NDArray[Any], mix: Floats) -> None:
-        centre, spread = channel_statistics(image)
+    def __init__(
+        self, image: NDArray[Any], mix: Floats, statistics: tuple[NDArray[np.float64], float] | None = None
+    ) -> None:
+        centre, spread = channel_statistics(image) if statistics is None else statistics
         self.height, self.width = image.shape[:2]
         # 8 and 16 bits fit float32 as they are; anything else first loses its offset, which may be large
         small = image.dtype.kind in "bui" and image.dtype.itemsize <= 2
@@ -299,14 +314,25 @@ def see(averages: Floats, eye: Eye) -> Floats:
     return np.concatenate([contrast, absolute])
 
 
-def interpolation(size: int, count: int, cell: float, first: float) -> scipy.sparse.csr_array:
+def interpolation(
+    size: int, count: int, cell: float, first: float, begin: int = 0, held: tuple[int, int] | None = None
+) -> scipy.sparse.csr_array:
     """Return the matrix (size, count) that interpolates linearly from samples to pixel centres.
 
-    Sample i lies at (first + i) * cell pixels. Before the first and after the last sample their values go on.
+    Sample i lies at (first + i) * cell pixels. Before the first and after the last sample their values go on. The
+    matrix may be a part: of `size` pixels from `begin`, and of the samples `held` (first, and one after the last).
     """
-    place = np.clip((np.arange(size) + 0.5) / cell - first, 0.0, count - 1.0)
-    before = np.minimum(place.astype(np.int64), max(count - 2, 0))
+    place, before = neighbours(begin, begin + size, count, cell, first)
+    low, high = held or (0, count)
     share = (place - before).astype(np.float32)
-    columns = np.stack([before, np.minimum(before + 1, count - 1)], axis=1).ravel()
+    columns = np.stack([before, np.minimum(before + 1, count - 1)], axis=1).ravel() - low
     values = np.stack([1 - share, share], axis=1).ravel()
-    return scipy.sparse.csr_array((values, columns, np.arange(0, 2 * size + 1, 2)), shape=(size, count))
+    return scipy.sparse.csr_array((values, columns, np.arange(0, 2 * size + 1, 2)), shape=(size, high - low))
+
+
+def neighbours(
+    begin: int, end: int, count: int, cell: float, first: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return where pixels from `begin` to `end` lie among samples, and the sample before each: see `interpolation`."""
+    place = np.clip((np.arange(begin, end) + 0.5) / cell - first, 0.0, count - 1.0)
+    return place, np.minimum(place.astype(np.int64), max(count - 2, 0))

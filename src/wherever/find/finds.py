@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wherever.files import outputs, pictures
+from wherever.files.georeference import Georeference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -170,10 +171,20 @@ class Finds:
         )
         return _text_and_file(text, path)
 
-    def to_geojson(self, path: str | Path | None = None) -> str:
-        """Return the finds as GeoJSON rectangles in pixel coordinates (y down); also write them to `path` if given."""
+    def to_geojson(self, path: str | Path | None = None, *, georeference: Georeference | None = None) -> str:
+        """Return the finds as GeoJSON rectangles in pixels (y down), or in the coordinates of a georeference.
+
+        The text is also written to `path` if given. `wherever.files.windows.open_window(file).georeference` is that of
+        a GeoTIFF or ENVI picture.
+        """
         text = outputs.to_geojson_text(
-            self.boxes, self.scores, scale=self.scale, angle=self.angle, image=self.image, label=self.label
+            self.boxes,
+            self.scores,
+            scale=self.scale,
+            angle=self.angle,
+            image=self.image,
+            label=self.label,
+            georeference=georeference,
         )
         return _text_and_file(text, path)
 

@@ -17,6 +17,7 @@ LEVELS_PER_OCTAVE = 4
 OVERLAP_LIMIT = 0.4  # finds that overlap more (intersection over union) are one
 INSIDE_LIMIT = 0.75  # finds of which more than this share lies inside another are that
 MOST_PEAKS = 20_000  # on one level; more are not looked at
+MOST_PEAKS_OF = 1 << 25  # pixels; of larger images as many again for each so many
 
 MapsOfLevel = Callable[[int], Floats]
 
@@ -157,6 +158,11 @@ def score_level(kernel: Kernel, bank: Floats, maps: Floats, index: int) -> tuple
     return scores.max(axis=0), scores.argmax(axis=0)
 
 
+def most_peaks(height: int, width: int) -> int:
+    """Return how many peaks of one level of an image are looked at."""
+    return MOST_PEAKS * max(1, -(-height * width // MOST_PEAKS_OF))
+
+
 def peaks(scores: Floats, floor: float, most: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return rows and columns of the best `most` local maxima (of 3 x 3) of scores (H, W) of at least `floor`."""
     rows, columns = np.nonzero((scores >= maximum_filter(scores, size=3, mode="nearest")) & (scores >= floor))
@@ -171,12 +177,13 @@ def candidates(
     picture: Picture,
     maps_of: MapsOfLevel,
     floor: float = -np.inf,
-    most: int = MOST_PEAKS,
+    most: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Candidates:
     """Return the peaks of a picture's scores at every level, unsorted, many of them of the same thing."""
     bank = kernel.turned
     found = []
+    most = most_peaks(picture.height, picture.width) if most is None else most
     for index, level in enumerate(kernel.levels):
         scores, angle_index = score_level(kernel, bank, maps_of(level), index)
         rows, columns = peaks(scores, floor, most)
