@@ -227,7 +227,7 @@ def refused(result: Result, *words: str) -> None:
         (["missing.png", *COIN], ["missing.png: no such file"]),
         (["sample:coins", "missing.png", *COIN], ["missing.png: no such file"]),
         (["sample:nothing", *COIN], ["no such sample"]),
-        ([".", *COIN], ["folder"]),
+        (["nowhere/*.png", *COIN], ["nothing matches"]),
         (["sample:coins", "--in", "missing.png", *COIN], ["missing.png: no such file"]),
         (["sample:ihc", "--in", "sample:coins", *COIN], ["sample:ihc", "band"]),
         (["sample:coins", "--detector", "missing.detector"], ["missing.detector"]),

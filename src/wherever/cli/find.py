@@ -24,7 +24,6 @@ from wherever.cli.common import (
     Terminal,
     as_list,
     count_bands,
-    load_image,
     marked_from_file,
     match_picture,
     parse_bands,
@@ -32,10 +31,15 @@ from wherever.cli.common import (
     parse_scales,
     plural,
 )
+from wherever.cli.large import around_examples, expand, overview, read, standing_for
 from wherever.cli.progress import Steps
+from wherever.files.georeference import Georeference
 from wherever.files.images import Image, locate
-from wherever.files.outputs import OutputFolder, replacing, to_csv_text, to_geojson_text
+from wherever.files.outputs import OutputFolder, replacing, to_csv_text
 from wherever.files.pictures import heat_map_png, overlay_png, score_map_tif
+from wherever.files.sources import Source
+from wherever.files.windows import windowed
+from wherever.tiles.grid import as_bytes
 
 if TYPE_CHECKING:
     from wherever.find.detector import Detector
@@ -61,8 +65,9 @@ def find(
         Argument(
             metavar="IMAGE",
             show_default=False,
-            help="Pictures to search: PNG, JPEG, BMP, GIF, WebP, TIFF with any number of bands, .npy; "
-            "FILE#2 is the second page of a file; sample:NAME a picture to try (wherever samples).",
+            help="Pictures to search, of any size: PNG, JPEG, BMP, GIF, WebP, TIFF with any number of bands, ENVI, "
+            "Zarr, .npy; folders and patterns of them; FILE#2 is the second page of a file; sample:NAME a picture to "
+            "try (wherever samples).",
         ),
     ],
     example: Annotated[
@@ -176,6 +181,22 @@ def find(
             show_default="learnt with the detector",
         ),
     ] = None,
+    memory: Annotated[
+        str,
+        Option(
+            metavar="SIZE",
+            rich_help_panel=_SEARCH,
+            help="Pictures that would take more than this, for example 500MB, are read and searched tile by tile.",
+        ),
+    ] = "2GiB",
+    scheduler: Annotated[
+        str | None,
+        Option(
+            metavar="ADDRESS",
+            rich_help_panel=_SEARCH,
+            help="Read and search large pictures on the workers of a Dask cluster, for example tcp://host:8786.",
+        ),
+    ] = None,
     out: Annotated[
         str | None,
         Option(
@@ -190,9 +211,22 @@ def find(
         ScoreFormat,
         Option(
             rich_help_panel=_RESULT,
-            help="Score at every pixel as a picture (scores.png), as numbers (scores.tif, float32), or not at all.",
+            help="Score at every pixel as a picture (scores.png), as numbers (scores.tif, float32), or not at all. Of "
+            "pictures beyond --memory only scores.tif is made.",
         ),
     ] = ScoreFormat.PNG,
+    crs: Annotated[
+        bool,
+        Option(
+            "--crs",
+            metavar="",
+            rich_help_panel=_RESULT,
+            help="Write finds.geojson in the coordinates of a georeferenced picture instead of pixels.",
+        ),
+    ] = False,
+    coco: Annotated[
+        bool, Option("--coco", metavar="", rich_help_panel=_RESULT, help="Write finds.coco.json, too.")
+    ] = False,
     save: Annotated[
         str | None,
         Option(metavar="FILE", rich_help_panel=_RESULT, help="Save the detector, to be used again with --detector."),
@@ -231,8 +265,12 @@ def find(
         )
     chosen = parse_bands(bands)
     span = parse_scales(scales)
+    budget = as_bytes(memory)
+    images = expand(images)
     for source in images:
-        locate(source)  # a missing picture should be known before the work begins
+        if not Path(source).is_dir():
+            locate(source)  # a missing picture should be known before the work begins
+    places_of = {source: _georeference(source) for source in images} if crs else {}
     marked = [] if detector else _gather(images, as_list(example), examples, as_list(inside), as_list(negative), label)
     folder = None if as_json and out is None else OutputFolder(out or "finds")
     with _saved(save) as saved, folder or nullcontext(), Steps(len(images) + 1, quiet=as_json) as steps:
@@ -242,22 +280,28 @@ def find(
         if detector is not None:
             model = Detector.load(detector)
         else:
-            model = train(marked, chosen, span, any_rotation, complete, missing=missing)
+            model = train(marked, chosen, span, any_rotation, complete, missing=missing, memory=budget)
         if saved is not None:
             model.save(saved)
         places = _subfolders(images)
         results: list[tuple[Finds, float]] = []
         for source in images:
             steps.next(source)
-            image = load_image(source, chosen, missing=missing)
+            image = read(source, chosen, budget, missing=missing)
             examples_here = next((item.array() for item in marked if match_picture(item.source, [source])), None)
             try:
-                found = _search(model, image, source, label, threshold, top, steps)
+                found = _search(model, image, source, label, threshold, top, steps, budget, scheduler)
                 # The answer to "is there one anywhere?" is the score of the best find, if there is one.
-                anywhere = float(found.scores[0]) if len(found) else model.anywhere(image)
+                anywhere = float(found.scores[0]) if len(found) else _anywhere(model, image, budget, scheduler)
                 if folder is not None:
-                    heat = None if scores is ScoreFormat.NONE else model.score_map(image)
-                    _write(folder, places[source], image, found, examples_here, heat, scores)
+                    heat: npt.NDArray[Any] | None = None
+                    if isinstance(image, Source) and scores is ScoreFormat.TIF:
+                        _write_score_map(model, image, folder, places[source], budget, scheduler, steps)
+                    elif scores is not ScoreFormat.NONE and not isinstance(image, Source):
+                        heat = model.score_map(image)
+                    _write(
+                        folder, places[source], image, found, examples_here, heat, scores, places_of.get(source), coco
+                    )
             except ValueError as error:
                 raise ValueError(str(error) if source in str(error) else f"{source}: {error}") from error
             results.append((found, anywhere))
@@ -319,21 +363,28 @@ def train(
     complete: bool,
     *,
     missing: bool = False,
+    memory: int = 2 << 30,
 ) -> Detector:
     """Fit a detector on marked pictures, with messages that name the picture and the option."""
     from wherever.find.detector import Detector
 
     pictures: list[Image] = []
+    parts: list[Marked] = []
     for item in marked:
-        image = load_image(item.source, bands, missing=missing)
-        item.check(image, "boxes", "the example")
-        item.check(image, "negatives", "--not")
+        given = read(item.source, bands, memory, missing=missing)
+        whole = standing_for(given) if isinstance(given, Source) else given
+        item.check(whole, "boxes", "the example")
+        item.check(whole, "negatives", "--not")
+        here = around_examples(given, item) if isinstance(given, Source) else [(given, item)]
+        image = here[0][0]
         if pictures and count_bands(image) != count_bands(pictures[0]):
             raise ValueError(
                 f"{item.source}: has {plural(count_bands(image), 'band')}, {marked[0].source} has "
                 f"{count_bands(pictures[0])}; convert one of them, or choose bands that both have with --bands"
             )
-        pictures.append(image)
+        pictures += [picture for picture, _ in here]
+        parts += [part for _, part in here]
+    marked = parts
     settings: dict[str, Any] = {}
     if scales is not None:
         settings["scales"] = scales
@@ -353,20 +404,51 @@ def train(
 
 def _search(
     model: Detector,
-    image: Image,
+    image: Image | Source,
     source: str,
     label: str | None,
     threshold: float | None,
     top: int | None,
     steps: Steps,
+    memory: int,
+    scheduler: str | None,
 ) -> Finds:
-    found = model.find(image, threshold=threshold, top=top, progress=steps.part)
+    if isinstance(image, Source):
+        found = model.find_in(image, threshold=threshold, top=top, memory=memory, progress=steps.part, client=scheduler)
+    else:
+        found = model.find(image, threshold=threshold, top=top, progress=steps.part)
     return dataclasses.replace(
         found, image=source, label=label or found.label, image_size=(image.shape[1], image.shape[0])
     )
 
 
+def _anywhere(model: Detector, image: Image | Source, memory: int, scheduler: str | None) -> float:
+    if not isinstance(image, Source):
+        return model.anywhere(image)
+    best = model.find_in(image, top=1, memory=memory, client=scheduler)
+    return float(best.scores[0]) if len(best) else 0.0
+
+
 # -------------------------------------------------------------------------------------------------------------- results
+
+
+def _georeference(source: str) -> Georeference:
+    opened = windowed(source)
+    place = None if opened is None else opened.georeference
+    if place is None:
+        raise ValueError(f"--crs: {source} is not georeferenced; leave out --crs to have pixels")
+    return place
+
+
+def _write_score_map(
+    model: Detector, image: Source, folder: OutputFolder, place: str, memory: int, scheduler: str | None, steps: Steps
+) -> None:
+    """Write the score map of a large picture; what an interrupted run left of it is used."""
+    from wherever.tiles import map as in_tiles
+
+    target = folder.path / place / "scores.tif"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    in_tiles(model, image, out=target, memory=memory, progress=steps.part, client=scheduler)
 
 
 @contextmanager
@@ -408,17 +490,22 @@ def _subfolders(images: Sequence[str]) -> dict[str, str]:
 def _write(
     folder: OutputFolder,
     place: str,
-    image: Image,
+    image: Image | Source,
     found: Finds,
     examples: npt.NDArray[np.float64] | None,
     heat: npt.NDArray[Any] | None,
     scores: ScoreFormat,
+    georeference: Georeference | None = None,
+    coco: bool = False,
 ) -> None:
-    text = to_geojson_text(
-        found.boxes, found.scores, scale=found.scale, angle=found.angle, image=found.image, label=found.label
-    )
-    folder.write(f"{place}finds.geojson", text)
-    folder.write(f"{place}overlay.png", overlay_png(image, found.boxes, found.scores, examples))
+    folder.write(f"{place}finds.geojson", found.to_geojson(georeference=georeference))
+    if coco:
+        folder.write(f"{place}finds.coco.json", found.to_coco())
+    boxes = found.boxes
+    if isinstance(image, Source):
+        image, step = overview(image)
+        boxes, examples = boxes / step, None if examples is None else examples / step
+    folder.write(f"{place}overlay.png", overlay_png(image, boxes, found.scores, examples))
     if heat is not None and scores is ScoreFormat.TIF:
         folder.write(f"{place}scores.tif", score_map_tif(heat))
     elif heat is not None:

@@ -52,7 +52,7 @@ def windowed(name: str) -> Source | None:
     match = _LEVEL.fullmatch(name)
     plain, level = (match["path"], int(match["level"])) if match and not Path(name).exists() else (name, 0)
     path = Path(plain)
-    if path.is_dir() and _is_zarr(path):
+    if path.is_dir() and is_zarr(path):
         return ZarrSource(name, path, level)
     if path.suffix == ".zarr" and path.is_dir():
         raise ImageError(f"{name}: holds no Zarr array or group; was it copied completely?")
@@ -78,5 +78,6 @@ def windowed(name: str) -> Source | None:
     return None
 
 
-def _is_zarr(path: Path) -> bool:
+def is_zarr(path: Path) -> bool:
+    """Tell whether a folder holds a Zarr array or group."""
     return any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
