@@ -7,6 +7,7 @@ import functools
 import importlib
 import itertools
 import math
+import pickle
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from wherever.tiles.work import Array, Recipe, Work
 __all__ = ["conv", "conv_transpose", "convolve", "correlate"]
 
 _AHEAD = 3  # tiles for each thread of the workers that are handed out at a time
-_KEPT = 4  # recipes that a worker keeps ready
+_KEPT = 4  # functions that a worker keeps ready
 
 # ------------------------------------------------------------------------------------------------- tiles on a cluster
 
@@ -49,16 +50,17 @@ def connected(client: Any) -> Iterator[Any]:
         raise TypeError(f"client: expected a distributed.Client or its address, got {type(client).__name__}")
 
 
-def each_there(client: Any, function: Any, shared: Any, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """Compute `function(shared, item)` for every item on a cluster; give positions and results as they come.
+def each_there(client: Any, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Compute `function(item)` for every item on a cluster; give positions and results as they come.
 
     Few items are handed out at a time, so results do not pile up. What a lost worker had is computed again by
-    the others, also what it was to know of `shared`.
+    the others, and what it knew of the function is sent again.
     """
-    distributed = _dask("distributed")
+    distributed, pickler = _dask("distributed"), _dask("cloudpickle")
     with connected(client) as there:
         token = uuid.uuid4().hex
-        common = there.submit(_itself, shared, key=f"wherever-shared-{token}")
+        # As bytes, so that what a worker cannot load is the error of a task; the scheduler never looks into it.
+        known = there.submit(_itself, (token, pickler.dumps(function)), key=f"wherever-function-{token}")
         threads = max(1, sum(there.nthreads().values()))
         waiting = iter(enumerate(items))
         place: dict[str, int] = {}
@@ -68,7 +70,7 @@ def each_there(client: Any, function: Any, shared: Any, items: Sequence[Any]) ->
             for number, item in itertools.islice(waiting, count):
                 key = f"wherever-tile-{token}-{number}"
                 place[key] = number
-                futures.append(there.submit(function, common, item, key=key, retries=3))
+                futures.append(there.submit(_applied, known, item, key=key))
             return futures
 
         running = distributed.as_completed(hand_out(_AHEAD * threads))
@@ -85,29 +87,40 @@ def computed_there(
     client: Any, recipe: Recipe, todo: Sequence[tuple[int, tuple[Box, ...]]]
 ) -> Iterator[tuple[int, tuple[Box, ...], Array]]:
     """Compute tiles of some work on a cluster, whose workers read the source themselves."""
-    shared = (uuid.uuid4().hex, recipe)
-    for place, values in each_there(client, _tile, shared, [boxes[0] for _, boxes in todo]):
+    for place, values in each_there(client, _Tiles(recipe), [boxes[0] for _, boxes in todo]):
         number, boxes = todo[place]
         yield number, boxes, values
+
+
+class _Tiles:
+    """Computes tiles in a worker, which makes the work once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.work: Work | None = None
+
+    def __call__(self, box: Box) -> Array:
+        self.work = self.work or self.recipe.work()
+        return self.work.compute(box)
 
 
 def _itself(value: Any) -> Any:
     return value
 
 
-_ready: dict[str, Work] = {}
+_loaded: dict[str, Callable[[Any], Any]] = {}
 
 
-def _tile(shared: tuple[str, Recipe], box: Box) -> Array:
-    """Compute one tile in a worker, which makes the work once."""
-    token, recipe = shared
-    work = _ready.get(token)
-    if work is None:
-        work = recipe.work()
-        while len(_ready) >= _KEPT:
-            _ready.pop(next(iter(_ready)), None)
-        _ready[token] = work
-    return work.compute(box)
+def _applied(known: tuple[str, bytes], item: Any) -> Any:
+    """Apply a function that was sent as bytes, and is kept for the next items."""
+    token, content = known
+    function = _loaded.get(token)
+    if function is None:
+        function = pickle.loads(content)
+        while len(_loaded) >= _KEPT:
+            _loaded.pop(next(iter(_loaded)), None)
+        _loaded[token] = function
+    return function(item)
 
 
 def _dask(module: str) -> Any:

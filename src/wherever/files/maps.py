@@ -22,7 +22,7 @@ from wherever.files.sources import Interval
 
 SUFFIXES = (".tif", ".tiff", ".zarr", ".npy")
 PIECE = 256  # rows and columns of a tile of the file
-_LEVEL = 1  # of the compression of parts: they are read once
+_LEVEL = 1  # of compression: more takes longer than what it saves, on maps of floats
 _JOURNAL, _DATA = "journal", "data"
 
 
@@ -241,6 +241,7 @@ class MapFile:
                     dtype=self.dtype,
                     tile=(PIECE, PIECE),
                     compression="zlib",
+                    compressionargs={"level": _LEVEL},
                     photometric="minisblack",
                     metadata=None,
                     maxworkers=1,

@@ -329,12 +329,8 @@ def _each(sweep: Sweep, cut: Grid, floor: float, most: int, client: Any) -> Iter
         return
     from wherever.distributed import each_there
 
-    for _, found in each_there(client, functools.partial(_there, floor=floor, most=most), sweep, boxes):
+    for _, found in each_there(client, functools.partial(sweep.candidates, floor=floor, most=most), boxes):
         yield found
-
-
-def _there(sweep: Sweep, box: Box, floor: float, most: int) -> Candidates:
-    return sweep.candidates(box, floor, most)
 
 
 # ------------------------------------------------------------------------------------------------------------- as a map

@@ -130,7 +130,7 @@ def fitting(graph: Graph, memory: int, pieces: Sequence[int] | None = None, held
 
     def cost(tile: Sequence[int]) -> int:
         grid = Grid.of(graph, tile)
-        middle = grid.boxes([n // 2 for n in grid.shape])  # it has a halo on all sides, where any has
+        middle = grid.boxes([1 if n > 2 else 0 for n in grid.shape])  # a full one, with a halo on all sides
         return graph.memory(middle) + held * math.prod(high - low for low, high in middle[0])
 
     smallest = tuple(align)
@@ -163,7 +163,9 @@ def fitting(graph: Graph, memory: int, pieces: Sequence[int] | None = None, held
         unit = math.lcm(align[axis], pieces[axis]) if pieces is not None else align[axis]
         if tile[axis] >= 2 * unit:
             tile[axis] -= tile[axis] % unit
-        else:  # nearly equal tiles, instead of full ones and a sliver
-            tile[axis] = -(-n // -(-n // tile[axis]))
+        else:
+            unit = align[axis]
+        even = -(-n // -(-n // tile[axis]))  # nearly equal tiles, instead of full ones and a sliver
+        tile[axis] = min(tile[axis], -(-even // unit) * unit)
     grid = Grid.of(graph, tile)
     return grid if cost(grid.tile) <= budget else Grid.of(graph, sized(low))
