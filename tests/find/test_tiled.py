@@ -91,7 +91,7 @@ def test_declared_no_data_is_missing(image, tmp_path):
 def test_statistics_of_large_pictures_come_from_few_rows(image, monkeypatch):
     monkeypatch.setattr(features, "LARGE", 10_000)
     down, across = features.sampling(40_000, 40_000)
-    assert 40_000 // down <= 33
+    assert 40_000 // down <= 17
     assert 15_000 < -(-40_000 // down) * -(-40_000 // across) < 50_000
     assert features.sampling(90, 100) == (1, 1)
     for pixels in (image[:, :, None], np.full((300, 300, 1), 7)):

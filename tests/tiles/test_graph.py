@@ -1,4 +1,4 @@
-"""Rules of axes and graphs of them, without any library of networks: borders against numpy.pad, boxes against wholes."""
+"""Rules of axes and graphs of them, without a library of networks: borders as numpy.pad has them, boxes as wholes."""
 
 from __future__ import annotations
 

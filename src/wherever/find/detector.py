@@ -243,19 +243,27 @@ class Detector:
         threshold, floor, top = self._limits(threshold, top)
         opened = open_window(source if isinstance(source, Source) else os.fspath(source))
         try:
+            cut = self.sweep(opened, statistics=False).grid(as_bytes(memory))
+            if len(cut) == 1 and client is None:  # read once, and searched as a whole
+                image = opened.values((0, opened.shape[0]), (0, opened.shape[1]))
+                return self.find(image, threshold=threshold, top=top, progress=progress)
             sweep = self.sweep(opened)
-            cut = sweep.grid(as_bytes(memory))
             found = distinct(all_candidates(sweep, cut, floor, progress, client), top)
         finally:
             if not isinstance(source, Source):
                 opened.close()
         return self._finds(found, (opened.shape[1], opened.shape[0]))
 
-    def sweep(self, source: Source) -> Sweep:
-        """Return the sweep of a source by this detector's kernel: what `wherever.find.tiled` works on."""
+    def sweep(self, source: Source, *, statistics: bool = True) -> Sweep:
+        """Return the sweep of a source by this detector's kernel: what `wherever.find.tiled` works on.
+
+        Statistics of the source are needed to compute anything, but not to plan it.
+        """
         from wherever.find.tiled import Sweep
 
         self._check_channels(source.shape[2])
+        if not statistics:
+            return Sweep(self.kernel_, source, (np.zeros(source.shape[2]), 1.0))
         return Sweep.of(self.kernel_, source)
 
     def fingerprint(self) -> str:

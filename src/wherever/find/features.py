@@ -22,7 +22,7 @@ LARGEST_VALUE = 1e30  # of a pixel: float32, in which pictures are averaged, end
 CONTRAST_FLOOR = 0.05  # local contrast below this share of the image's spread counts as noise
 CONTRAST_LIMIT = 3.0  # what stands out more than this many local standard deviations stands out no further
 STATISTICS_PIXELS = 20_000  # medians and spreads are taken over about so many pixels, evenly spaced
-LARGE, SAMPLED_ROWS = 1 << 25, 32  # from so many pixels on, in so many rows
+LARGE, SAMPLED_ROWS = 1 << 24, 16  # from so many pixels on, in so many rows
 
 
 def as_image(image: ArrayLike, name: str = "image") -> NDArray[Any]:
@@ -123,6 +123,8 @@ def _averages(planes: Floats, cell: float, top: float, left: float, rows: int, c
     # only the pixels the cells cover; at least the border pixel that goes on outside
     y0, y1 = _covered(top, top + rows * cell, height)
     x0, x1 = _covered(left, left + columns * cell, width)
+    if x1 - x0 > 0.7 * width:
+        x0, x1 = 0, width  # whole rows are not copied
     part = np.ascontiguousarray(planes[y0:y1, x0:x1])
     down = averaging(y1 - y0, cell, top - y0, rows) @ part.reshape(y1 - y0, -1)
     turned = np.ascontiguousarray(down.reshape(rows, x1 - x0, channels).transpose(1, 0, 2))
