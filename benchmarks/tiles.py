@@ -195,6 +195,8 @@ def draw(points: dict[str, list[tuple[float, float]]], path: Path) -> None:
     for (name, values), marker in zip(points.items(), "os^", strict=False):
         axes.plot(*zip(*values, strict=True), marker=marker, label=name)
     axes.set(xscale="log", xlabel="megapixels", ylabel="ns a pixel, one thread", title="Cost of a pixel, budget 1 GiB")
+    axes.set_xticks([1, 4, 16, 64, 400], ["1", "4", "16", "64", "400"], minor=False)
+    axes.minorticks_off()
     axes.set_ylim(0, 1.25 * max(cost for values in points.values() for _, cost in values))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, ncols=3, loc="upper center")
