@@ -289,7 +289,8 @@ def peaks(
         work = Recipe(what, opening, prepare, options).work()
         if not 0 <= band < work.shape[2]:
             raise ValueError(f"band: {band} is not one of the map's {work.shape[2]}, counted from 0")
-        grid = grid_of(work, tile, memory)
+        # Copies of a tile of the map are compared here, which its computation does not count.
+        grid = grid_of(work, tile, as_bytes(memory) * 7 // 10)
         with telling(progress, len(grid)) as tell:
             for number, ((rows, columns),) in enumerate(grid, 1):
                 wider = tuple(
