@@ -29,13 +29,15 @@ is an orthogonal projection, and the energies lost on the way add up (Pythagoras
 *Counting without having.* `Count` is computed from shapes alone, so that 10^12 weights can be described where they
 cannot be stored; a layer and its description share the same function.
 
-Read `layers` beside the source, then `comparison`, which makes the table.
+Read `layers` beside the source, then `comparison`, which makes the table; `shares` says on which rungs trained weights
+lie.
 """
 
 from wherever.ladder.comparison import Row, Table, table
 from wherever.ladder.counts import Count
 from wherever.ladder.layers import Convolution, FullyConnected, Local, Projection, TranslationInvariant
 from wherever.ladder.memory import available_memory
+from wherever.ladder.shares import Shares, shares
 
 __all__ = [
     "Convolution",
@@ -44,8 +46,10 @@ __all__ = [
     "Local",
     "Projection",
     "Row",
+    "Shares",
     "Table",
     "TranslationInvariant",
     "available_memory",
+    "shares",
     "table",
 ]
