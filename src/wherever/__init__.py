@@ -18,11 +18,12 @@ _HOME = {
     "Detector": "wherever.find",
     "Finds": "wherever.find",
 }
-_MODULES = ("find", "ladder", "ndimage", "signal", "tiles")
+_MODULES = ("check", "find", "ladder", "ndimage", "signal", "tiles")
 
 __all__ = [
     "Detector",
     "Finds",
+    "check",
     "conv",
     "conv_transpose",
     "convolve",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from wherever import find, ladder, ndimage, signal, tiles
+    from wherever import check, find, ladder, ndimage, signal, tiles
     from wherever.engine.run import set_threads
     from wherever.find import Detector, Finds
     from wherever.ops import conv, conv_transpose, convolve, correlate, plan

@@ -171,7 +171,8 @@ def shares(
     ).ravel()
 
     def within(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.cumsum(np.bincount(away, values.ravel())) / values.sum()
+        summed: npt.NDArray[np.float64] = np.cumsum(np.bincount(away, values.ravel()))
+        return summed / float(values.sum())
 
     invariant = float(kept.sum() / energy)
     chance = often.size / often.sum()
