@@ -14,7 +14,7 @@ from scipy import fft
 
 from wherever.check.inputs import Floats, Images, as_images
 from wherever.check.regression import Sums, as_targets, draw
-from wherever.check.words import lines, percent
+from wherever.check.words import Cells, percent, printed
 from wherever.problem import integer
 
 _MOST_IMAGES = 1000
@@ -94,7 +94,8 @@ class Locality:
             f"the larger ones up to Δ = {self.deltas[-1]} add {percent(max(best - here, 0))} at most."
         )
 
-    def __str__(self) -> str:
+    def tables(self) -> list[Cells]:
+        """Give two tables as text, by distance and by Δ: a header and rows each."""
         shown = [d for d in (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if d < len(self.distances)]
         rows = [
             [
@@ -106,13 +107,20 @@ class Locality:
             ]
             for d in shown
         ]
-        first = lines(("distance", "correlation", "down", "across", "error"), rows)
+        first = (("distance", "correlation", "down", "across", "error"), rows)
         windows = [
             [f"{d}", f"{2 * d + 1} x {2 * d + 1}", percent(value), f"± {percent(error)}"]
             for d, value, error in zip(self.deltas, self.explained, self.explained_error, strict=True)
         ]
-        second = lines(("Δ", "window", f"explained of {self.target}", "error"), windows)
-        return f"{self.images}\n\n{first}\n\n{second}\n\n{self.sentence}"
+        second = (("Δ", "window", f"explained of {self.target}", "error"), windows)
+        return [first, second]
+
+    def title(self) -> str:
+        """Give one line that says what was looked at."""
+        return self.images
+
+    def __str__(self) -> str:
+        return printed(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything in plain Python types; None where a number is not finite."""
@@ -150,7 +158,7 @@ def locality(
     ----------
     images : array (N, H, W) or (N, H, W, C), one image (H, W), or a sequence of images (H, W) or (H, W, C)
         Sizes may differ. Of more than three bands the first three principal components are used, of more than 1,000
-        images 1,000.
+        images without a target 1,000.
     target : array (N, H, W) or (N, H, W, q), or a sequence of maps, optional
         What is to be predicted at every pixel: numbers, or classes (integers or booleans of at most 20 values). Without
         it a pixel is predicted from its neighbours.
@@ -195,7 +203,7 @@ def locality(
     >>> round(float(check.locality(smooth).across[1]), 1)      # 2 / (1 + 4)
     0.4
     """
-    given = as_images(images, most=_MOST_IMAGES)
+    given = as_images(images, most=_MOST_IMAGES if target is None else None)
     smallest = min(given.smallest)
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must lie between 0 and 1")
@@ -215,7 +223,7 @@ def locality(
         raise ValueError(
             f"delta is {reach}; the images allow {fits} at most (blocks of {block} pixels in {folds} folds)"
         )
-    predicted = _targets(target, images, given)
+    predicted = _targets(target, given)
     correlation, standard_error, down, across = _correlations(given, farthest)
     length, length_down, length_across = (_length(values, level) for values in (correlation, down, across))
     drawn = draw(given, predicted, reach, samples, folds, seed)
@@ -241,10 +249,8 @@ def locality(
     )
 
 
-def _targets(target: Any, images: Any, given: Images) -> Any:
+def _targets(target: Any, given: Images) -> Any:
     """Check the target; labels of whole images say nothing of a place."""
-    if target is not None and len(given) < len(images):
-        raise ValueError(f"images: with a target at most {_MOST_IMAGES:,} images are taken, {len(images):,} are given")
     predicted = as_targets(target, given.arrays, [a.shape for a in given.arrays])
     if predicted is not None and predicted.labels is not None:
         raise ValueError("target has one value for each image; locality needs a map, a value at every pixel")
@@ -257,39 +263,44 @@ def _correlations(images: Images, farthest: int) -> tuple[Floats, Floats, Floats
     away = np.hypot(reach[:, None], reach).ravel()
     ring = np.round(away).astype(np.int64)
     use = ring <= farthest
-    sums, counts = [], []
+    ring, beside = ring[use], (away - ring)[use]
+
+    def moments(values: Floats, power: int) -> Floats:
+        found: Floats = np.bincount(ring, values.ravel()[use] * beside**power, farthest + 1).astype(np.float64)
+        return found
+
+    sums: list[list[Floats]] = []
+    counts: list[list[Floats]] = []
     for image in images:
         image = image - image.mean(axis=(0, 1))
         size = [fft.next_fast_len(n + farthest, real=True) for n in image.shape[:2]]
         spectrum = fft.rfft2(image, size, axes=(0, 1))
-        products = fft.irfft2((np.abs(spectrum) ** 2).sum(axis=2), size)
-        pairs = np.outer(*(n - np.abs(reach) for n in image.shape[:2]))
-        at = products[np.ix_(reach, reach)]
-        sums.append(
-            [
-                np.bincount(ring[use], at.ravel()[use]),
-                at[farthest:, farthest],
-                at[farthest, farthest:],
-            ]
-        )
-        counts.append(
-            [np.bincount(ring[use], pairs.ravel()[use]), pairs[farthest:, farthest], pairs[farthest, farthest:]]
-        )
-    total, often = np.array(sums), np.array(counts, dtype=np.float64)
-    variance = total[:, 0, 0].sum() / often[:, 0, 0].sum()
+        products = fft.irfft2((np.abs(spectrum) ** 2).sum(axis=2), size)[np.ix_(reach, reach)]
+        pairs = np.outer(*(n - np.abs(reach) for n in image.shape[:2])).astype(np.float64)
+        for kept, values in ((sums, products), (counts, pairs)):
+            kept.append(
+                [moments(values, 0), moments(values, 1), values[farthest:, farthest], values[farthest, farthest:]]
+            )
+    total, often = np.array(sums), np.array(counts)
+    variances = total[:, 0, 0] / often[:, 0, 0]
+    variance = float(total[:, 0, 0].sum() / often[:, 0, 0].sum())
     if not variance > 0:
         raise ValueError("images: all are constant; there is nothing to correlate")
-    found = total.sum(axis=0) / often.sum(axis=0) / variance
+    # In a ring correlation is taken as a straight line of the distance, weighed by pairs, at the whole distance.
+    pairs = often.sum(axis=0)
+    squares = sum(moments(np.outer(*(n - np.abs(reach) for n in a.shape[:2])), 2) for a in images.arrays)
+    spread = pairs[0] * squares - pairs[1] ** 2
+    flat = spread <= 1e-9 * pairs[0] ** 2
+    first = np.where(flat, 1 / pairs[0], squares / np.where(flat, 1, spread))
+    second = np.where(flat, 0, -pairs[1] / np.where(flat, 1, spread))
+    line = total[:, 0] * first + total[:, 1] * second
+    found = line.sum(axis=0) / variance
     # The error of a ratio of sums over images (linearised).
-    left = total[:, 0] - found[0] * (often[:, 0] / often[:, 0, :1]) * total[:, 0, :1]
+    left = line - found * (often[:, 0] * first + often[:, 1] * second) * variances[:, None]
     n = len(left)
-    error = np.full(farthest + 1, np.nan)
-    if n > 1:
-        error = np.sqrt((left**2).sum(axis=0) * n / (n - 1)) / (often[:, 0].sum(axis=0) * variance)
-    # A ring has its own mean distance (that of 1 includes the diagonal neighbours).
-    radius = np.bincount(ring[use], away[use]) / np.bincount(ring[use])
-    whole = np.arange(farthest + 1)
-    return np.interp(whole, radius, found[0]), np.interp(whole, radius, error), found[1], found[2]
+    error = np.sqrt((left**2).sum(axis=0) * n / (n - 1)) / variance if n > 1 else np.full(farthest + 1, np.nan)
+    down, across = (total[:, axis].sum(axis=0) / pairs[axis] / variance for axis in (2, 3))
+    return found, error, down, across
 
 
 def _length(correlation: Floats, level: float) -> float:

@@ -177,8 +177,10 @@ def draw_layers(path: str | Path | IO[bytes], result: Equivariance, file_format:
                 )
                 if row == 0:
                     axis.set_title(_short(layer), fontsize=8.5)
-        grid[0, 0].set_ylabel("by whole places", fontsize=9)
-        grid[1, 0].set_ylabel("between places", fontsize=9)
+        for row, words in zip(grid, ("by whole places", "between places"), strict=True):
+            shown_axes = [axis for axis in row if axis.axison]
+            if shown_axes:
+                shown_axes[0].set_ylabel(words, fontsize=9)
         below.suptitle("where it breaks", fontsize=10)
     figure.savefig(path, dpi=130, format=file_format)
 

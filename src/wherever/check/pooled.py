@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from wherever.check.inputs import Floats, Images, pooled
 from wherever.ops import conv
@@ -83,20 +84,33 @@ class Pooled:
         return mean.reshape(n, -1)
 
 
-def held_out(features: Floats, y: Floats) -> Floats:
-    """Predict each image from all the others by ridge regression, with the strength that does it best.
+def dealt(y: Floats, folds: int, seed: int) -> npt.NDArray[np.int64]:
+    """Deal images to folds at random, each with as much of every class (or of every size of a number) as the others.
+
+    Leaving out one image at a time would not do for classes: what is left holds less of its class than of the others.
+    """
+    rng = np.random.default_rng(seed)
+    rank = y[:, 0] if y.shape[1] == 1 else y.argmax(axis=1)
+    fold = np.empty(len(y), np.int64)
+    fold[np.lexsort((rng.random(len(y)), rank))] = np.arange(len(y)) % folds
+    return fold
+
+
+def held_out(features: Floats, y: Floats, fold: npt.NDArray[np.int64]) -> Floats:
+    """Predict the images of each fold from all others by ridge regression, with the strength that does it best.
 
     Parameters
     ----------
     features : array, shape (N, F)
         Each is brought to mean 0 and variance 1.
     y : array, shape (N, q)
+    fold : array of int, shape (N,)
 
     Returns
     -------
     array, shape (N, q)
-        Leaving one out in closed form: the residual of a fit to all, divided by 1 - h, h being the image's own entry of
-        the hat matrix (Allen's PRESS).
+        In closed form from the fit to all of them: with its residuals r and the block H of its hat matrix that belongs
+        to the images of a fold, those of the fit to the others are (1 - H)^-1 r.
     """
     n = len(features)
     scale = features.std(axis=0)
@@ -105,10 +119,15 @@ def held_out(features: Floats, y: Floats) -> Floats:
     values, vectors = np.linalg.eigh(F @ F.T)
     values = np.maximum(values, 0)
     centred = y - y.mean(axis=0)
-    aim, squares = vectors.T @ centred, vectors**2
+    aim = vectors.T @ centred
     found = []
     for strength in _STRENGTHS:
         shrunk = values / (values + strength * max(float(values.mean()), 1e-300))
-        own = 1 / n + squares @ shrunk
-        found.append(y - (centred - vectors @ (shrunk[:, None] * aim)) / np.maximum(1 - own, 1e-9)[:, None])
+        left = centred - vectors @ (shrunk[:, None] * aim)
+        guessed = np.empty_like(y)
+        for number in np.unique(fold):
+            own = fold == number
+            hat = 1 / n + (vectors[own] * shrunk) @ vectors[own].T
+            guessed[own] = y[own] - np.linalg.solve((1 + 1e-9) * np.eye(len(hat)) - hat, left[own])
+        found.append(guessed)
     return min(found, key=lambda guessed: float(((guessed - y) ** 2).sum()))

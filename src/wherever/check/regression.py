@@ -74,7 +74,7 @@ class Samples:
         The window's components, the offsets in rings from the centre outwards, so that a smaller window is a prefix.
     y : array, shape (n, q)
     where : array, shape (n, 2)
-        The place, from -1 to 1 down and across the places that a window fits to.
+        The place, from -1 to 1 down and across the pixels that a window fits to.
     fold : array of int, shape (n,)
     """
 
@@ -91,15 +91,18 @@ def rings(delta: int) -> npt.NDArray[np.int64]:
     return offsets[np.argsort(np.abs(offsets).max(axis=1), kind="stable")]
 
 
-def draw(images: Images, targets: Targets | None, delta: int, samples: int, folds: int, seed: int) -> Samples:
+def draw(
+    images: Images, targets: Targets | None, delta: int, samples: int, folds: int, seed: int, *, cuts: int = 1
+) -> Samples:
     """Draw places at random and cut windows there.
 
-    Images are divided among the folds; fewer images than folds are cut into blocks before, which windows do not
-    leave. Without targets the centre is what is to be predicted, and each image's mean is subtracted: how bright an
-    image is as a whole is no local matter.
+    Images are divided among the folds; fewer images than folds are cut into blocks before, `cuts` down and across at
+    the least, which windows do not leave. Without targets the centre is what is to be predicted, and each image's mean
+    is subtracted: how bright an image is as a whole is no local matter.
     """
     rng = np.random.default_rng(seed)
-    cuts = 1 if len(images) >= folds else math.ceil(math.sqrt(folds / len(images)))
+    if len(images) < folds:
+        cuts = max(cuts, math.ceil(math.sqrt(folds / len(images))))
     blocks = len(images) * cuts**2
     order = rng.permutation(blocks)
     each = max(1, math.ceil(samples / blocks))
@@ -133,7 +136,7 @@ def _span(size: int, block: int, cuts: int, delta: int) -> npt.NDArray[np.int64]
 
 
 def _scaled(place: npt.NDArray[np.int64], size: int, delta: int) -> Floats:
-    scaled: Floats = 2 * (place - delta) / max(size - 1 - 2 * delta, 1) - 1
+    scaled: Floats = (2 * (place - delta) + 1) / (size - 2 * delta) - 1
     return scaled
 
 

@@ -10,14 +10,16 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 
 from wherever.check.inputs import Floats, Images, as_images
-from wherever.check.pooled import Pooled, held_out
+from wherever.check.pooled import Pooled, dealt, held_out
 from wherever.check.regression import STRENGTHS, Samples, Sums, Targets, as_targets, draw
-from wherever.check.words import lines, percent
+from wherever.check.words import Cells, percent, printed
 from wherever.problem import integer
 
 _MOST_IMAGES = 1000
+_LEVEL = 0.05
 _SAMPLES_A_REGION = 1000  # at the least, and five for each feature of a window
 _MOST_NUMBERS = 30_000_000  # in all windows together
 
@@ -63,8 +65,10 @@ class Sharing:
         The score without looking: 0, or the share of the largest class.
     fits : tuple of Fit
         From the fewest assumptions broken to the most: one kernel, coordinates, regions.
+    informed : bool
+        Whether the best fit is better than that, by more than chance.
     supported : Fit
-        The first fit that is no more than two standard errors (of their difference) below the best.
+        The first fit that is not worse than the best one by more than chance.
     """
 
     images: str
@@ -72,6 +76,7 @@ class Sharing:
     delta: int
     measure: Literal["explained", "accuracy"]
     chance: float
+    informed: bool
     fits: tuple[Fit, ...]
     supported: Fit
 
@@ -92,7 +97,7 @@ class Sharing:
         one, best = self.fits[0], self.supported
         verb = "tells" if self.measure == "accuracy" else "explains"
         what = "of the images right" if self.measure == "accuracy" else f"of {self.target}"
-        if max(fit.score for fit in self.fits) <= self.chance:
+        if not self.informed:
             return "No fit is better than chance: the data say nothing about sharing."
         if self.shared:
             other = max(self.fits[1:], key=lambda fit: fit.score)
@@ -106,7 +111,8 @@ class Sharing:
             return f"The data support a shared kernel that knows where it is: held out {gained}, {error}."
         return f"The data support kernels of their own in {best.name}: held out {gained}, {error}."
 
-    def __str__(self) -> str:
+    def tables(self) -> list[Cells]:
+        """Give the table as text: a header, and a row for each fit; the supported one has a star."""
         rows = [
             [
                 fit.name + (" *" if fit is self.supported else ""),
@@ -119,9 +125,14 @@ class Sharing:
             for fit in self.fits
         ]
         what = "images told right" if self.measure == "accuracy" else f"explained of {self.target}"
-        table = lines(("fit", "kernels", "parameters", f"{what}, held out", "against one kernel", "error"), rows)
-        window = f"{2 * self.delta + 1} x {2 * self.delta + 1}"
-        return f"{self.images}, windows of {window}\n\n{table}\n\n{self.sentence}"
+        return [(("fit", "kernels", "parameters", f"{what}, held out", "against one kernel", "error"), rows)]
+
+    def title(self) -> str:
+        """Give one line that says what was looked at."""
+        return f"{self.images}, windows of {2 * self.delta + 1} x {2 * self.delta + 1}"
+
+    def __str__(self) -> str:
+        return printed(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything in plain Python types."""
@@ -131,6 +142,7 @@ class Sharing:
             "delta": self.delta,
             "measure": self.measure,
             "chance": self.chance,
+            "informed": self.informed,
             "fits": [dict(vars(fit)) for fit in self.fits],
             "supported": self.supported.name,
             "shared": self.shared,
@@ -149,9 +161,10 @@ def sharing(
     target: Any = None,
     *,
     delta: int = 2,
-    regions: Sequence[int] = (2, 4, 8),
+    regions: Sequence[int] | None = None,
     samples: int | None = None,
     folds: int = 10,
+    negligible: float = 0.001,
     seed: int = 0,
 ) -> Sharing:
     """Compare one kernel for all places with coordinates, and with kernels of their own, by cross-validation.
@@ -160,20 +173,22 @@ def sharing(
     ----------
     images : array (N, H, W) or (N, H, W, C), one image (H, W), or a sequence of images (H, W) or (H, W, C)
         Sizes may differ; then places are relative to an image's size. Of more than three bands the first three
-        principal components are used, of more than 1,000 images 1,000.
+        principal components are used, of more than 1,000 images without a target 1,000.
     target : optional
         What is to be predicted. One value for each image: numbers, or classes (texts, integers or booleans, at most 20
         different ones). Or a map for each image, of its size: numbers (H, W) or (H, W, q), or classes (H, W). Without
         it a pixel is predicted from its neighbours.
     delta : int
         Windows have (2Δ+1)^2 pixels.
-    regions : sequence of int
-        Numbers g: the image is divided into g x g regions with kernels of their own. All must divide the largest.
+    regions : sequence of int, optional
+        Numbers g: the image is divided into g x g regions with kernels of their own. All must divide the largest. If
+        not given: those of 2, 4 and 8 that the images are large enough for.
     samples : int, optional
         Windows that are drawn at random where pixels are predicted; if not given as many as the regions need.
     folds : int
-        For cross-validation by images where pixels are predicted; fewer images are cut into blocks. What images have
-        as a whole is predicted leaving each of them out in turn.
+        For cross-validation by images; where pixels are predicted, fewer images are cut into blocks.
+    negligible : float
+        Difference of scores that is not worth another kernel.
     seed : int
 
     Returns
@@ -194,9 +209,9 @@ def sharing(
     signs rectified; what they say is summed over all places with equal weights, with weights that are such a
     polynomial, or with weights of their own in each region.
 
-    More regions fit whatever fewer do, but from fewer examples each. What is supported is the simplest fit that is no
-    more than two standard errors (of their difference) below the best: an answer about these images, as many as
-    they are.
+    More regions fit whatever fewer do, but from fewer examples each. What is supported is the simplest fit that is not
+    worse than the best one by more than chance (Student's t of the differences, at a level of 5 % for all fits
+    together), or by a negligible difference: an answer about these images, as many as they are.
 
     Examples
     --------
@@ -214,31 +229,42 @@ def sharing(
     given = as_images(images, most=None if target is not None else _MOST_IMAGES)
     predicted = as_targets(target, given.arrays, [a.shape for a in given.arrays])
     delta, folds = integer("delta", delta, minimum=0), integer("folds", folds, minimum=2)
-    grids = sorted({integer("regions", g, minimum=2) for g in regions})
-    if not grids or any(grids[-1] % g for g in grids):
-        raise ValueError(f"regions is {tuple(regions)}; every number must divide the largest one")
     if delta == 0 and predicted is None:
         raise ValueError("delta is 0; a pixel is predicted from its neighbours, so that at least 1 is needed")
-    places = min(given.smallest) - 2 * delta
-    if places < grids[-1]:
+    # Where images are cut into blocks for the folds, a region needs several: two down and two across.
+    blocks = predicted is None or predicted.labels is None
+    blocks = blocks and len(given) < folds
+    smallest = min(given.smallest)
+    largest = smallest // (2 * (2 * delta + 2)) if blocks else smallest - 2 * delta
+    grids = [g for g in (2, 4, 8) if g <= largest] if regions is None else sorted(set(regions))
+    if any(grids[-1] % integer("regions", g, minimum=2) for g in grids):
+        raise ValueError(f"regions is {tuple(regions or ())}; every number must divide the largest one")
+    if not grids or grids[-1] > largest:
         raise ValueError(
-            f"regions: {grids[-1]} x {grids[-1]} regions need {grids[-1] + 2 * delta} pixels with Δ = {delta}; the "
-            f"smallest image has {min(given.smallest)} in a dimension"
+            f"regions: {len(given)} image{'s' if len(given) > 1 else ''} of {smallest} pixels can be divided into "
+            f"{max(largest, 0)} x {max(largest, 0)} regions at most, with Δ = {delta}"
         )
     if predicted is not None and predicted.labels is not None:
-        return _of_images(given, predicted, delta, grids, seed)
+        return _of_images(given, predicted, delta, grids, folds, negligible, seed)
     features = (2 * delta + 1) ** 2 * given.components
     if samples is None:
         samples = min(grids[-1] ** 2 * max(_SAMPLES_A_REGION, 5 * features), _MOST_NUMBERS // features)
-    drawn = draw(given, predicted, delta, integer("samples", samples, minimum=1), folds, seed)
-    return _of_pixels(given, predicted, drawn, delta, grids, folds)
+    samples = integer("samples", samples, minimum=1)
+    drawn = draw(given, predicted, delta, samples, folds, seed, cuts=2 * grids[-1] if blocks else 1)
+    return _of_pixels(given, predicted, drawn, delta, grids, folds, negligible)
 
 
 # ------------------------------------------------------------------------------------------------ values at every pixel
 
 
 def _of_pixels(
-    images: Images, target: Targets | None, drawn: Samples, delta: int, grids: Sequence[int], folds: int
+    images: Images,
+    target: Targets | None,
+    drawn: Samples,
+    delta: int,
+    grids: Sequence[int],
+    folds: int,
+    negligible: float,
 ) -> Sharing:
     X = drawn.X if target is not None else drawn.X[:, images.components :]
     y, x = drawn.where.T
@@ -269,26 +295,28 @@ def _of_pixels(
         ways.append((f"{g} x {g} regions", g * g, g * g * size * q, errors))
     # One strength for each way, that with the least error on what was held out.
     losses = [errors[:, int(errors.sum(axis=0).argmin())] / base.mean() for *_, errors in ways]
-    best = int(np.argmin([loss.sum() for loss in losses]))
-    fits = []
-    for (name, kernels, parameters, _), loss in zip(ways, losses, strict=True):
-        error = _standard_error(losses[0] - loss)
-        fits.append(Fit(name, kernels, parameters, 1 - float(loss.mean()), float((losses[0] - loss).mean()), error))
-    supported = next(
-        fit
-        for fit, loss in zip(fits, losses, strict=True)
-        if float((loss - losses[best]).mean()) <= 2 * _standard_error(loss - losses[best])
-    )
+    fits = [
+        Fit(
+            name,
+            kernels,
+            parameters,
+            1 - float(loss.mean()),
+            float((losses[0] - loss).mean()),
+            _standard_error(losses[0] - loss),
+        )
+        for (name, kernels, parameters, _), loss in zip(ways, losses, strict=True)
+    ]
+    informed, chosen = _simplest([1 - loss for loss in losses], 0.0, negligible)
     words = "a pixel" if target is None else "the target"
-    return Sharing(images.described(), words, delta, "explained", 0.0, tuple(fits), supported)
+    return Sharing(images.described(), words, delta, "explained", 0.0, informed, tuple(fits), fits[chosen])
 
 
-Cells = list[dict[tuple[int, int], Sums]]
+Regions = list[dict[tuple[int, int], Sums]]
 
 
-def _grouped(cells: Cells, finest: int, g: int) -> Cells:
+def _grouped(cells: Regions, finest: int, g: int) -> Regions:
     """Join cells of the finest grid into g x g regions."""
-    grouped: Cells = []
+    grouped: Regions = []
     for fold in cells:
         regions: dict[tuple[int, int], Sums] = {}
         for (row, column), part in fold.items():
@@ -298,11 +326,11 @@ def _grouped(cells: Cells, finest: int, g: int) -> Cells:
     return grouped
 
 
-def _parts(cells: Cells, features: npt.NDArray[np.int64]) -> Cells:
+def _parts(cells: Regions, features: npt.NDArray[np.int64]) -> Regions:
     return [{at: part.part(features) for at, part in fold.items()} for fold in cells]
 
 
-def _errors(cells: Cells, free: int) -> Floats:
+def _errors(cells: Regions, free: int) -> Floats:
     """Sum the squared held-out errors for every fold and strength of the ridge: array (folds, strengths)."""
     errors = np.zeros((len(cells), len(STRENGTHS)))
     for at in sorted({at for fold in cells for at in fold}):
@@ -319,26 +347,46 @@ def _standard_error(values: Floats) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
+def _simplest(scores: Sequence[Floats], chance: float, negligible: float) -> tuple[bool, int]:
+    """Find the first way, each with its scores in the same order, that is not worse than the best beyond chance.
+
+    And say whether the best is better than chance at all; if not, the first way does as well as any.
+    """
+    best = max(scores, key=lambda values: float(values.mean()))
+    # Student's t, one-sided; the best is one of several that might have been the best by chance.
+    sure = -float(stdtrit(len(best) - 1, _LEVEL / (len(scores) - 1)))
+    if float(best.mean()) <= chance + sure * _standard_error(best):
+        return False, 0
+    worse = [best - values for values in scores]
+    return True, next(
+        number
+        for number, values in enumerate(worse)
+        if float(values.mean()) <= max(sure * _standard_error(values), negligible)
+    )
+
+
 # ----------------------------------------------------------------------------------------------- values of whole images
 
 
-def _of_images(images: Images, target: Targets, delta: int, grids: Sequence[int], seed: int) -> Sharing:
+def _of_images(
+    images: Images, target: Targets, delta: int, grids: Sequence[int], folds: int, negligible: float, seed: int
+) -> Sharing:
     y = target.labels
     if y is None:
         raise ValueError("target has no value for each image")
-    if len(images) < 10:
-        raise ValueError(f"images: {len(images)} with a value each; at least 10 are needed")
+    if len(images) < 2 * folds:
+        raise ValueError(f"images: {len(images)} with a value each; {folds} folds need at least {2 * folds}")
     pooled = Pooled.of(images, delta, grids[-1], seed)
     ways = [("one kernel", 1, pooled.whole()), ("coordinates", 1, pooled.moments())]
     ways += [(f"{g} x {g} regions", g * g, pooled.regions(g)) for g in grids]
+    fold = dealt(y, folds, seed)
     right = []
     for _, _, features in ways:
-        guessed = held_out(features, y)
+        guessed = held_out(features, y, fold)
         if target.classes is None:
             right.append(1 - ((guessed - y) ** 2).sum(axis=1) / ((y - y.mean(axis=0)) ** 2).sum(axis=1).mean())
         else:
             right.append((guessed.argmax(axis=1) == y.argmax(axis=1)).astype(np.float64))
-    best = max(range(len(ways)), key=lambda number: right[number].mean())
     fits = [
         Fit(
             name,
@@ -350,11 +398,7 @@ def _of_images(images: Images, target: Targets, delta: int, grids: Sequence[int]
         )
         for (name, kernels, features), scores in zip(ways, right, strict=True)
     ]
-    supported = next(
-        fit
-        for fit, scores in zip(fits, right, strict=True)
-        if (right[best] - scores).mean() <= 2 * _standard_error(right[best] - scores)
-    )
     measure: Literal["explained", "accuracy"] = "explained" if target.classes is None else "accuracy"
     chance = 0.0 if target.classes is None else float(y.mean(axis=0).max())
-    return Sharing(images.described(), "the target", delta, measure, chance, tuple(fits), supported)
+    informed, chosen = _simplest(right, chance, negligible)
+    return Sharing(images.described(), "the target", delta, measure, chance, informed, tuple(fits), fits[chosen])

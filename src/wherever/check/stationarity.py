@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wherever.check.inputs import Floats, Images, as_images, pooled
-from wherever.check.words import chance, lines, listed, percent
+from wherever.check.words import Cells, chance, listed, percent, printed
 from wherever.problem import integer
 
 _MOST_IMAGES = 2000
@@ -84,8 +84,8 @@ class Stationarity:
         for rank, item in enumerate(ordered):
             if item.p > self.alpha / (len(ordered) - rank):
                 break
-            found.append(item)
-        return tuple(item for item in self.dependences if item in found)
+            found.append(item.name)
+        return tuple(item for item in self.dependences if item.name in found)
 
     @property
     def stationary(self) -> bool:
@@ -110,13 +110,20 @@ class Stationarity:
             return f"Hardly any dependence on position: {listed(words)} {verb} on it by more than chance, but little."
         return f"Patches differ by position: {listed(words)} {verb} on where a patch is."
 
-    def __str__(self) -> str:
+    def tables(self) -> list[Cells]:
+        """Give the table as text: a header, and a row for each statistic."""
         rows = [
             [item.name, f"{item.F:.2f}", chance(item.p)[2:].strip("= "), percent(item.effect)]
             for item in self.dependences
         ]
-        table = lines(("patches' statistic", "F", "p", "explained by position"), rows)
-        return f"{self.images}, {self.grid[0]} x {self.grid[1]} positions\n\n{table}\n\n{self.sentence}"
+        return [(("statistic of patches", "F", "p", "explained by position"), rows)]
+
+    def title(self) -> str:
+        """Give one line that says what was looked at."""
+        return f"{self.images}, {self.grid[0]} x {self.grid[1]} positions"
+
+    def __str__(self) -> str:
+        return printed(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything in plain Python types."""
@@ -161,7 +168,8 @@ def stationarity(
     grid : int
         Most positions down and across; a patch is an image's part for one of them, at least 2 x 2 pixels.
     draws : int
-        Random shifts from which p-values are computed; the least p-value is 1 / (draws + 1).
+        Random shifts from which p-values are computed; the least p-value is 1 / (draws + 1), which must be small
+        enough for alpha.
     alpha : float
         Level of the test for all statistics together.
     negligible : float
@@ -205,6 +213,11 @@ def stationarity(
             "be there"
         )
     draws, grid = integer("draws", draws, minimum=1), integer("grid", grid, minimum=2)
+    if not 0 < alpha < 1 or alpha * (draws + 1) < len(STATISTICS):
+        raise ValueError(
+            f"draws is {draws} and alpha {alpha}: the least p-value is 1 / (draws + 1), and of {len(STATISTICS)} "
+            f"statistics one must lie below alpha / {len(STATISTICS)}"
+        )
     smallest = given.smallest
     if min(smallest) < 4:
         raise ValueError(f"images: the smallest is {smallest[0]} x {smallest[1]}; at least 4 x 4 pixels are needed")

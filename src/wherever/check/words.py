@@ -3,6 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeAlias
+
+Cells: TypeAlias = tuple[tuple[str, ...], list[list[str]]]
+
+
+class Result(Protocol):
+    """What has a title, tables of text, and a sentence."""
+
+    @property
+    def sentence(self) -> str:
+        """What the numbers say, in words."""
+
+    def title(self) -> str:
+        """Give one line that says what was looked at."""
+
+    def tables(self) -> list[Cells]:
+        """Give tables as text: a header and rows each."""
+
+
+def printed(result: Result) -> str:
+    """Write a result in plain text."""
+    return "\n\n".join([result.title(), *(lines(header, rows) for header, rows in result.tables()), result.sentence])
 
 
 def percent(share: float) -> str:

@@ -57,6 +57,7 @@ def _application() -> Any:
     """Put the commands together; only now is anything beyond the standard library imported."""
     import typer
 
+    from wherever.cli.check import check
     from wherever.cli.common import guarded
     from wherever.cli.evaluate import evaluate
     from wherever.cli.find import find
@@ -88,6 +89,12 @@ def _application() -> Any:
     ) -> None:
         pass
 
-    for name, command in (("find", find), ("evaluate", evaluate), ("samples", samples), ("ladder", ladder)):
+    for name, command in (
+        ("find", find),
+        ("evaluate", evaluate),
+        ("samples", samples),
+        ("ladder", ladder),
+        ("check", check),
+    ):
         app.command(name, help=_flowing(command.__doc__), epilog=_EPILOG)(guarded(command))
     return app

@@ -183,6 +183,21 @@ def parse_bands(text: str | None) -> list[int] | None:
     return bands
 
 
+def plot_format(path: Path) -> str:
+    """Find out, before anything is measured, whether the plot can be written."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError:
+        raise ImportError('--plot needs matplotlib: pip install "wherever[find]"') from None
+    ending = path.suffix.lower().removeprefix(".")
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if ending not in known:
+        raise ValueError(f"--plot {path}: the name must end in one of .{', .'.join(sorted(known))}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--plot {path}: the folder {path.parent} does not exist")
+    return ending
+
+
 def load_image(source: str, bands: list[int] | None = None, *, missing: bool = False) -> Image:
     """Read a picture, and choose bands of it; ValueError if pixels are not numbers, unless some may be missing."""
     image = _chosen_bands(source, read_image(source), bands)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as Lines
 
-from wherever.cli.common import note
+from wherever.cli.common import note, plot_format
 from wherever.files.outputs import write_atomically
 from wherever.ladder import Table, table
 
@@ -49,7 +49,7 @@ def ladder(
     if len(reach) not in (1, len(image_shape)):
         raise ValueError(f"--delta {delta}: give one number, or one for each dimension of --image {image}")
     pair = parse_channels(channels)
-    file_format = None if plot is None else _plot_format(plot)
+    file_format = None if plot is None else plot_format(plot)
     result = table(
         image_shape,
         hidden_shape,
@@ -85,21 +85,6 @@ def parse_channels(text: str) -> tuple[int, int]:
     if match is None or 0 in (pair := (int(match[1]), int(match[2]))):
         raise ValueError(f"--channels {text}: write IN:OUT, two whole numbers of at least 1, for example 3:16")
     return pair
-
-
-def _plot_format(path: Path) -> str:
-    """Find out, before anything is measured, whether the plot can be written."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-    except ImportError:
-        raise ImportError('--plot needs matplotlib: pip install "wherever[find]"') from None
-    ending = path.suffix.lower().removeprefix(".")
-    known = FigureCanvasAgg.get_supported_filetypes()
-    if ending not in known:
-        raise ValueError(f"--plot {path}: the name must end in one of .{', .'.join(sorted(known))}")
-    if not path.parent.is_dir():
-        raise ValueError(f"--plot {path}: the folder {path.parent} does not exist")
-    return ending
 
 
 def _show(result: Table) -> None:
