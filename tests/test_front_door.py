@@ -24,6 +24,7 @@ def test_an_unknown_name_is_an_attribute_error():
     [
         ("import wherever", ["numpy", "scipy", "llvmlite"]),
         ("import wherever; wherever.conv", ["matplotlib", "skimage", "PIL", "torch", "typer", "scipy.signal"]),
+        ("import wherever; wherever.check.equivariance", ["matplotlib", "skimage", "PIL", "torch", "typer", "rich"]),
         ("import wherever; wherever.Detector; wherever.ladder", ["matplotlib", "skimage", "PIL", "torch", "typer"]),
     ],
 )

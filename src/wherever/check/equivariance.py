@@ -131,9 +131,9 @@ def _runner(model: Any, x: Any) -> tuple[Run, list[Array], dict[str, str], bool]
             raise ValueError(f"x has shape {tuple(x.shape)}; a module takes images (N, C, *S), with pixels")
         from wherever.check.recording import Recorder
 
-        x = x.to(torch.float64) if x.dtype.is_floating_point else x
         recorder = Recorder(model, x[:1])
-        return recorder, [image[None].detach().cpu().numpy() for image in x], recorder.kinds, recorder.exact
+        wide = x.detach().cpu().to(torch.float64) if x.is_floating_point() else x.detach().cpu()
+        return recorder, [image[None].numpy() for image in wide], recorder.kinds, recorder.exact
     if not callable(model):
         raise TypeError(f"model is {type(model).__name__}; it must be a torch.nn.Module or another callable")
     tensor = torch is not None and isinstance(x, torch.Tensor)

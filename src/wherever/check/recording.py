@@ -36,8 +36,8 @@ class Recorder:
         self.kinds: dict[str, str] = {}
         self.modules: dict[str, nn.Module] = {}
         self.dtype = torch.float64
-        first = next(iter(model.parameters()), x)
-        self.device, own = first.device, first.dtype if first.dtype.is_floating_point else torch.float32
+        first = next((p for p in model.parameters() if p.is_floating_point()), x)
+        self.device, own = first.device, first.dtype if first.is_floating_point() else torch.float32
         try:
             self._prepare(copy.deepcopy(model).to(torch.float64))
             self(x.detach().cpu().numpy())
