@@ -245,6 +245,8 @@ class _Differences:
             counted = [
                 np.where(before, 0, values) + np.roll(np.where(before, values, 0), back, along) for values in counted
             ]
+            # Where all that was compared stands elsewhere, nothing is wrong.
+            counted[1] = np.maximum(counted[1], 1e-9 * before)
         for position, values in enumerate(counted):
             target[position] = values if target[position] is None else target[position] + values
 
