@@ -1,5 +1,7 @@
 """Winograd's tiles with many channels: whole vectors and tails, dilation and strides, borders, parts, threads."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from strategies import assert_close, disguised, layer, numbers, summed
 
 from wherever.engine.algorithms import Winograd, winograd
+from wherever.engine.algorithms.finish import NOTHING, Finish, finishing
 from wherever.problem import ConvProblem
 
 
@@ -45,6 +48,23 @@ def test_layers(problem, seed, part_bytes):
         results.append(out.tobytes())
     assert_close(out, truth, problem.dtype, least=(problem.group_in * problem.taps) ** 0.5)
     assert len(set(results)) == 1
+
+
+@given(problem=layers(), seed=st.integers(0, 1000), more=st.integers(1, 20))
+def test_channels_that_lie_among_others(problem, seed, more):
+    """As results of a layer do that are to be joined with those of others: read and written where they lie."""
+    problem = replace(problem, layout="channels_last")
+    if Winograd().refuses(problem):
+        return
+    x, w = numbers(problem.x_shape, problem.dtype, seed), numbers(problem.w_shape, problem.dtype, seed + 1)
+    prepared, expected = Winograd().prepare(problem, w), np.empty(problem.y_shape, problem.dtype)
+    prepared.run(x, expected, 1)
+    wide_x, wide_y = (np.full((*a.shape[:-1], a.shape[-1] + more), np.nan, a.dtype) for a in (x, expected))
+    wide_x[..., more:] = x
+    for finish in (NOTHING, Finish("relu")):
+        finishing(prepared, finish)(wide_x[..., more:], wide_y[..., :-more], 1, None)
+        np.testing.assert_array_equal(wide_y[..., :-more], np.maximum(expected, 0) if finish.activation else expected)
+        assert np.isnan(wide_y[..., -more:]).all()
 
 
 @given(problem=layers(), seed=st.integers(0, 1000))

@@ -464,6 +464,7 @@ def _tiled(p: ConvProblem, tile: tuple[int, ...], shape: tuple[int, ...], images
 
 
 _KEPT = 1 << 14  # tiles of a problem
+_FAR = 16  # times the channels of a place: where places are farther apart, images are copied
 _tiled_once = functools.lru_cache(maxsize=64)(_tiled)
 
 
@@ -550,7 +551,6 @@ class WinogradPrepared:
         self.summed = len(self.phases) * p.group_in
         self.panel = self.points * self.blocks * self.summed * self.width  # numbers of a group's transformed weights
         self.v_pixel, self.m_pixel = _v_pixel(p, lanes), _pixel(self.held_blocks * self.width, lanes)
-        self.kernel = self._kernel()
         self.transforms = [
             compiled(
                 winograd_weights,
@@ -577,7 +577,8 @@ class WinogradPrepared:
         self.parts = tiled(p, tiling.tile, tiling.shape, tiling.images)
         self._work: dict[tuple[Any, ...], list[_Work]] = {}  # does not depend on weights
 
-    def _kernel(self) -> Entry:
+    def kernel(self, x_pixel: int, y_pixel: int) -> Entry:
+        """The kernel, for images whose places are so many numbers apart."""
         p, tiling = self.problem, self.tiling
         return compiled(
             winograd,
@@ -587,8 +588,8 @@ class WinogradPrepared:
             phases=self.phases,
             channels=p.group_in,
             outputs=p.group_out,
-            x_pixel=p.in_channels,
-            y_pixel=p.out_channels,
+            x_pixel=x_pixel,
+            y_pixel=y_pixel,
             v_pixel=self.v_pixel,
             m_pixel=self.m_pixel,
             sparse=x_steps(p)[-1] > 1,
@@ -608,7 +609,6 @@ class WinogradPrepared:
         """The same, which finishes its results where it stores them."""
         new = copy.copy(self)
         new.plain, new.finish, new._work = self, finish, {}
-        new.kernel = new._kernel()
         return new
 
     def with_weights(self, operand: Array, bias: Array | None) -> WinogradPrepared:
@@ -665,7 +665,7 @@ class WinogradPrepared:
         finite = True
         for in_x, in_weight, in_bias, in_y in work.groups:
             others = (other + in_y for other in beside)
-            self.kernel(x + in_x, filler, weight + in_weight, bias + in_bias, y + in_y, *others, *fixed)
+            work.kernel(x + in_x, filler, weight + in_weight, bias + in_bias, y + in_y, *others, *fixed)
             finite = finite and bool(odd.dot(odd) == 0)  # zeros, or NaN
         return finite
 
@@ -717,7 +717,8 @@ class WinogradPrepared:
         images, channel, *places = a.strides
         if a.dtype != self.dtype or not a.flags.aligned or any(s % size for s in a.strides):
             return None
-        if (channel != size and channels > 1) or (places[-1] != channels * size and a.shape[-1] > 1):
+        apart = places[-1] if a.shape[-1] > 1 else channels * size
+        if (channel != size and channels > 1) or not channels * size <= apart <= _FAR * channels * size:
             return None
         return (images // size, *(stride // size for stride in places))
 
@@ -768,7 +769,7 @@ class WinogradOncePrepared(WinogradPrepared):
                 # The kernel counts blocks from the first of all.
                 before = block * self.width * size
                 arrays = (x + in_x, filler, weight - self.summed * before, bias + in_bias, y + in_y, v, m - before)
-                self.kernel(*arrays, *rest, *call.addresses, sizes)
+                work.kernel(*arrays, *rest, *call.addresses, sizes)
                 finite = finite and bool(odd.dot(odd) == 0)  # zeros, or NaN
         return finite
 
@@ -819,6 +820,9 @@ class _Work:
             y_pitches, numbers = _dense(self.result), numbers + math.prod(self.result)
             self.turn_out = exchanging(y[block.outputs], _channels_behind(np.empty(self.result, prepared.dtype)))
         self.copied = numbers
+        x_pixel = _apart(x, size) if self.foot is None else p.in_channels
+        y_pixel = _apart(y, size) if self.result is None else p.out_channels
+        self.kernel = prepared.kernel(x_pixel, y_pixel)
 
         tables = (*part.table(low, x_pitches, y_pitches), prepared.terms)
         pitches = (*_spread(x_pitches[1:], x_steps(p)), *_spread(y_pitches[1:], y_steps(p)))
@@ -829,9 +833,7 @@ class _Work:
             sizes = prepared.sizes_of(sizes)
             held = -(-min(tiling.together, len(tiles)) // tiling.rows) * tiling.rows
             v, m = (held * tile_pitch(prepared.points, n, size) for n in (prepared.v_pixel, prepared.m_pixel))
-            edge = max(
-                prepared.points * p.in_channels, (1 + prepared.finish.adds) * math.prod(tiling.tile) * p.out_channels
-            )
+            edge = max(prepared.points * x_pixel, (1 + prepared.finish.adds) * math.prod(tiling.tile) * y_pixel)
             ends = np.cumsum([v, m, -(-edge // prepared.lanes) * prepared.lanes])
             self.calls.append(_Call(sizes, (0, *ends.tolist()), tuple(array.ctypes.data for array in tables)))
         self.tables = tables
@@ -885,6 +887,11 @@ class _Work:
 def _channels_behind(a: Array) -> Array:
     """An array (n, *S, channels) as (n, channels, *S)."""
     return a.transpose(0, a.ndim - 1, *range(1, a.ndim - 1))
+
+
+def _apart(a: Array, size: int) -> int:
+    """How many numbers the places of an array (n, channels, *S) are apart in the last dimension."""
+    return a.strides[-1] // size if a.shape[-1] > 1 else a.shape[1]
 
 
 def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
