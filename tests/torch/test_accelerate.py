@@ -18,6 +18,7 @@ from wherever.torch import (  # noqa: E402
     Accelerated,
     accelerate,
     graphs,
+    program,
 )
 
 
@@ -121,6 +122,68 @@ class Perceptron(nn.Module):
         return z.flatten(1), self.b(y.transpose(1, 2)), y
 
 
+class Joined(nn.Module):
+    """Results that are joined with others: read before and after, joined twice, changed in place behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 16))
+        self.raised, self.d = nn.ConvTranspose2d(8, 4, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)
+
+    def forward(self, x):
+        y = functional.relu(self.a(x))
+        small = self.b(functional.max_pool2d(y, 3, 1, 1))
+        z = functional.relu(self.d(torch.cat([y, self.raised(small)], dim=1)))
+        twice = self.c(torch.cat((y, z), 1)) + z
+        both = torch.cat([twice, y, y], dim=1).relu_()
+        return self.d(torch.cat([twice, y[:, :4]], 1)) + y, both
+
+
+class Growing(nn.Module):
+    """As in DenseNet: every layer reads all results before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(c, 4, 3, padding=1) for c in (3, 7, 11))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in (3, 7, 11))
+
+    def forward(self, x):
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = torch.cat([x, layer(functional.relu(norm(x)))], dim=1)
+        return x
+
+
+class Chain(nn.Module):
+    """Layers, poolings and additions one after the other, each read by the next alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 1, 2, 2), nn.Conv2d(8, 16, 3, 2, 1)
+        self.d, self.e = nn.Conv2d(16, 16, 5, padding=2, groups=16), nn.Conv2d(16, 8, 1)
+        self.f, self.project = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        y = functional.relu6(self.f(self.b(functional.relu(self.f(x)))) + x)
+        y = self.d(functional.relu(self.c(functional.avg_pool2d(y, 2, 1))))
+        y = functional.max_pool2d(y, 3, 1, 1)
+        return self.f(self.e(y) + self.project(self.e(y)))
+
+
+class Halved(nn.Module):
+    """A U-Net of one level."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+        self.raised = nn.ConvTranspose2d(16, 8, 2, 2)
+
+    def forward(self, x):
+        y = functional.relu(self.a(x))
+        z = self.raised(self.b(functional.max_pool2d(y, 2)))
+        return self.c(torch.cat([z, y], dim=1))
+
+
 def nested(*layers):
     return nn.Sequential(*layers)
 
@@ -148,6 +211,16 @@ MODELS = {
     ),
     "means": Means,
     "views": Views,
+    "joined": Joined,
+    "growing": Growing,
+    "chain": Chain,
+    "halved": Halved,
+    "chain of poolings": lambda: nested(
+        nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 8, 3), nn.AvgPool2d(2, 1), nn.Conv2d(8, 4, 1)
+    ),
+    "mobile": lambda: nested(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU6(), nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.ReLU6(), nn.Conv2d(8, 4, 1)
+    ),
     "broadcast": Broadcast,
     "branching": Branching,
     "channels last": lambda: nested(nn.Conv2d(3, 8, 2, 2), Mixing(8), Mixing(8, turned=True)),
@@ -180,14 +253,19 @@ def close(ours, expected):
         assert float((a - b).abs().max()) <= 1e-5 * max(1.0, float(b.abs().max()))
 
 
-@pytest.fixture(params=["the faster", "ours"])
+@pytest.fixture(params=["the faster", "ours", "depth first"])
 def contest(request, monkeypatch):
-    """Layers go to whoever is faster; or all to this engine, whatever the machine is doing."""
-    if request.param == "ours":
-        import importlib
+    """Layers go to whoever is faster; or all to this engine, whatever the machine is doing; or by bands of few rows."""
+    if request.param != "the faster":
+        take_all(monkeypatch)
+    if request.param == "depth first":
+        monkeypatch.setattr(program, "_LARGE", 0)
+        monkeypatch.setattr(program, "_BANDS", (1,))
 
-        module = importlib.import_module("wherever.torch.accelerate")
-        monkeypatch.setattr(module, "_contest", lambda steps, values, cold: [0.0] * len(steps))
+
+def take_all(monkeypatch):
+    """Whoever is asked last is the slowest: PyTorch."""
+    monkeypatch.setattr(program, "contest", lambda ways, cold=None: [0.0] * (len(ways) - 1) + [1.0])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -201,7 +279,7 @@ def test_accelerated_models_compute_the_same(name, contest):
         for result in results:  # none of them is overwritten by the next call
             close(result, expected)
         close(model(x.clone()), expected)  # the original is as it was
-        if name not in ("head", "no convolution", "sequences"):
+        if name not in ("halved", "head", "no convolution", "sequences"):
             for shape in ((1, 3, 9, 30), (3, 3, 20, 12)):
                 other = torch.randn(shape)
                 close(fast(other.clone()), model(other.clone()))
@@ -266,7 +344,7 @@ def test_what_is_slower_as_a_whole_is_left_to_pytorch(monkeypatch):
 
     module = importlib.import_module("wherever.torch.accelerate")
     for times in ([2.0, 1.0], [1.0, 2.0]):
-        monkeypatch.setattr(module, "_whole_contest", lambda runs, inputs, times=times: times)
+        monkeypatch.setattr(module, "whole_contest", lambda runs, inputs, times=times: times)
         model, x = make("residual"), torch.randn(1, 3, 16, 16)
         fast = accelerate(model, x)
         close(fast(x), model(x).detach())
@@ -295,14 +373,32 @@ def test_an_input_is_changed_as_often_as_the_model_changes_it():
 
 
 def test_memory_is_used_again(monkeypatch):
-    import importlib
-
-    module = importlib.import_module("wherever.torch.accelerate")
-    monkeypatch.setattr(module, "_contest", lambda steps, values, cold: [0.0] * len(steps))
+    take_all(monkeypatch)
     model = nested(*[nn.Conv2d(8, 8, 3, padding=1) for _ in range(9)]).eval()
     fast = accelerate(model, torch.randn(1, 8, 64, 64))
     (program,) = fast._programs.values()
     assert program.memory.nbytes <= 4 * 8 * 64 * 64 * 4
+
+
+def test_results_lie_where_they_are_joined(monkeypatch):
+    take_all(monkeypatch)
+    model, x = make("halved"), torch.randn(1, 3, 16, 18)
+    copied = []
+    copy_ = torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda self, other: copied.append(other.shape) or copy_(self, other))
+    fast = accelerate(model, x)
+    copied.clear()
+    close(fast(x), model(x).detach())
+    assert not copied
+
+
+def test_the_report_says_what_is_computed_depth_first(monkeypatch):
+    take_all(monkeypatch)
+    monkeypatch.setattr(program, "_LARGE", 0)
+    monkeypatch.setattr(program, "_BANDS", (1,))
+    fast = accelerate(make("mobile"), torch.randn(1, 3, 16, 16))
+    (note,) = fast.report.notes
+    assert note.startswith("0 to 4: depth first, 4 rows at a time")
 
 
 def test_bad_arguments():

@@ -14,7 +14,7 @@ from torch.nn import functional  # noqa: E402
 
 from wherever.torch import graphs  # noqa: E402
 from wherever.torch.operators import as_array  # noqa: E402
-from wherever.torch.pooling import pooler, pooling_of  # noqa: E402
+from wherever.torch.pooling import Pooler, pooling_of  # noqa: E402
 
 
 def pooling(model, x):
@@ -78,7 +78,7 @@ def test_the_same_as_pytorch(case, threads):
     image = np.ascontiguousarray(as_array(x, "channels_last"))
     expected = as_array(y, "channels_last")
     out = np.full(expected.shape, 7, image.dtype)
-    pooler(found, image, out, threads)(image)
+    Pooler(found)(image, out, threads)
     if found.kind == "max":
         np.testing.assert_array_equal(out, expected)
     else:
@@ -102,7 +102,7 @@ def test_functions(function):
     found, y = pooling(Function(function), x := torch.randn(2, 5, 11, 9))
     image = np.ascontiguousarray(as_array(x, "channels_last"))
     out = np.empty((2, *(len(w.first) for w in found.windows), 5), np.float32)
-    pooler(found, image, out, 1)(image)
+    Pooler(found)(image, out, 1)
     np.testing.assert_allclose(out, as_array(y.reshape(2, 5, *out.shape[1:3]), "channels_last"), rtol=1e-5, atol=1e-6)
 
 

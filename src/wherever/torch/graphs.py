@@ -37,6 +37,7 @@ _FUNCTIONS: dict[Any, str] = {
     "relu_": "relu",
     "sigmoid": "sigmoid",
 }
+CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
@@ -250,6 +251,20 @@ def layers(module: fx.GraphModule) -> list[Layer]:
                 layer.joined.append(user)
         taken.update(layer.joined)
         found.append(layer)
+    return found
+
+
+def joined_concatenations(module: fx.GraphModule) -> list[tuple[fx.Node, list[fx.Node]]]:
+    """Return what joins channels of several values, in order, each with these values."""
+    found = []
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target not in CONCATENATIONS:
+            continue
+        parts, dim = (*node.args, None, None)[:2]
+        dim = node.kwargs.get("dim", 0 if dim is None else dim)
+        several = isinstance(parts, tuple | list) and all(isinstance(part, fx.Node) for part in parts)
+        if several and dim == 1 and set(node.kwargs) <= {"dim"}:
+            found.append((node, list(parts)))
     return found
 
 

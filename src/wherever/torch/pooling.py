@@ -20,6 +20,7 @@ from wherever.engine.machine import longest_sum
 from wherever.problem import Array
 from wherever.torch.operators import DTYPES
 
+_KNOWN = 20  # memory orders that tables are kept for
 _WRITTEN_OUT = 8  # columns of a window, at most
 _PIECE = 16 << 10  # numbers of results that one thread takes at least
 
@@ -158,18 +159,36 @@ def _adaptive(size: int, results: int) -> Windows:
     return Windows(first, end - first, 1, 1 / (end - first))
 
 
-def pooler(pooling: Pooling, x: Array, out: Array, threads: int) -> Callable[[Array], None]:
-    """Return what pools arrays like ``x`` into ``out``.
+class Pooler:
+    """Pools images (N, *S, C) into others.
 
     Parameters
     ----------
     pooling : Pooling
-    x, out : ndarray of shape (N, *S, C)
-        Whose channels lie side by side; what is called with is of the shape, strides and type of ``x``.
-    threads : int
     """
+
+    def __init__(self, pooling: Pooling) -> None:
+        self.pooling = pooling
+        self._known: dict[tuple[Any, ...], Callable[[Array, Array], None]] = {}
+
+    def __call__(self, x: Array, out: Array, threads: int, beside: Array | None = None) -> None:
+        """Pool ``x`` into ``out``, whose channels lie side by side. Nothing is added."""
+        if x.strides[-1] != x.itemsize and x.shape[-1] > 1:
+            x = np.ascontiguousarray(x)
+        key = x.shape, x.strides, out.strides, x.dtype, threads
+        if key not in self._known:
+            if len(self._known) > _KNOWN:
+                self._known.clear()
+            self._known[key] = _pooler(self.pooling, x, out, threads)
+        self._known[key](x, out)
+
+
+def _pooler(pooling: Pooling, x: Array, out: Array, threads: int) -> Callable[[Array, Array], None]:
+    """What pools arrays that lie in memory as these do."""
     *outer, columns = pooling.windows
     item, channels = x.itemsize, x.shape[-1]
+    # Results without the pooled dimensions are images of one place.
+    out = out.reshape(len(x), *(len(w.first) for w in pooling.windows), channels)
     lines: list[tuple[int, int, int]] = []
     begins: list[int] = []
     factors: list[float] = []
@@ -196,7 +215,7 @@ def pooler(pooling: Pooling, x: Array, out: Array, threads: int) -> Callable[[Ar
     share = run.pieces(len(lines), 1, min(threads, 1 + out.size // _PIECE))
     sizes = [np.array([piece.start, piece.stop, *rest], np.int64) for piece in share]
 
-    def pool_into(x: Array) -> None:
+    def pool_into(x: Array, out: Array) -> None:
         run.for_each(lambda some: kernel(x, out, *tables, some), sizes, threads)
 
     return pool_into

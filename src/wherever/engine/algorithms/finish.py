@@ -65,7 +65,10 @@ def _along_memory(y: Array, beside: Array | None) -> tuple[Array, Array | None]:
 
 def alike(a: Array | None, b: Array) -> bool:
     """Whether an array lies in memory as another does, so that both are read by the same tables."""
-    return a is None or (a.strides == b.strides and a.dtype == b.dtype and a.shape == b.shape and a.flags.aligned)
+    if a is None:
+        return True
+    same = a.dtype == b.dtype and a.shape == b.shape and a.flags.aligned
+    return same and all(s == t for s, t, n in zip(a.strides, b.strides, b.shape, strict=True) if n > 1)
 
 
 class Finished(Protocol):
