@@ -1,0 +1,23 @@
+"""The networks that the source names: small modules to read, each with a recipe that trains it on real data.
+
+The source is "From Fully Connected Layers to Convolutions" (*Dive into Deep Learning*, section 7.1). Each module holds
+one system, the equation it computes, and a recipe, which is a command::
+
+    python -m wherever.models.lenet --data DIR --plot lenet.png
+
+=====================  ============================================================  ==============================
+module                 system                                                        data
+=====================  ============================================================  ==============================
+`lenet`                LeNet-style CNN (LeCun, Bottou, Bengio, Haffner 1998)         handwritten digits
+`cats_dogs`            an MLP, and a CNN with 100 times fewer weights                photographs of cats and dogs
+=====================  ============================================================  ==============================
+
+What they share: `data` reads the files, `augmentation` changes images at random, `training` is the loop, `recipe` the
+command with its table and its picture. Nothing is imported before it is named; `pip install "wherever[find,torch]"`.
+"""
+
+from importlib.util import find_spec
+
+for _library in ("torch", "rich", "PIL"):
+    if find_spec(_library) is None:
+        raise ImportError(f'wherever.models needs {_library}: pip install "wherever[find,torch]"')
