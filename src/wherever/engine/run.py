@@ -87,6 +87,11 @@ def workspace(purpose: str, *counts: int, dtype: np.dtype[Any]) -> list[Array]:
     return found
 
 
+def workspaces() -> list[Array]:
+    """Return the memory that this thread keeps for its calls."""
+    return list(_arena.memory.values())
+
+
 def fresh(count: int, dtype: np.dtype[Any]) -> Array:
     """Return a flat array of so many numbers, in memory of its own, zero at first: huge pages, if it fills some."""
     size = count * dtype.itemsize

@@ -12,22 +12,26 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from wherever.engine.run import workspaces
+
 # Samples of each contender; and seconds that are enough for all of them.
 _SAMPLES, _MOST_SAMPLES, _ENOUGH = 3, 11, 0.01
 
 
-def contest(ways: Sequence[Callable[[], object]], cold: Tensor | None = None) -> list[float]:
+def contest(ways: Sequence[Callable[[], object]], warm: Sequence[Tensor] | None = None) -> list[float]:
     """Return the least seconds of each way, which other work disturbed least, in turns.
 
-    In a network whose weights outgrow the caches, those of a layer come from memory at every call, and its input does
-    not: ``cold`` is that input, and everything else is driven out of the caches before each sample.
+    In a network whose weights outgrow the caches, those of a layer come from memory at every call; its input does not,
+    nor what all layers write to, their results and workspaces: everything but the tensors that are ``warm``, and the
+    workspaces, is driven out of the caches before each sample.
     """
     times: list[list[float]] = [[] for _ in ways]
     for turn in range(_MOST_SAMPLES + 1):
         for spent, way in zip(times, ways, strict=True):
-            if cold is not None:
+            if warm is not None:
                 _others().sum()
-                cold.sum()
+                for tensor in (*map(torch.from_numpy, workspaces()), *warm):
+                    tensor.sum()
             start = time.perf_counter()
             way()
             if turn:

@@ -279,7 +279,9 @@ class DirectPrepared:
         new.weight = self.packed(operand)
         # Weights that the cache does not hold are asked for ahead of their use, and used for as many tiles as possible.
         streamed = new.weight.nbytes > Machine().cache // 2
-        new.ahead = 1 if streamed else 0
+        p, tile = self.problem, self.tile
+        tiles = -(-p.batch * math.prod(p.output) // (tile.down * tile.across))
+        new.ahead = -(-tile.vectors // max(1, tiles)) if streamed else 0
         new.band = Machine().cache if streamed else Machine().cache // 16  # of x and y, before the next weights
         new.bias = self.unbiased
         if bias is not None:

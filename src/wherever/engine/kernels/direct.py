@@ -49,7 +49,8 @@ def direct(
     lanes
         Numbers in a vector, which may be shorter than the machine's.
     ahead
-        Cache lines of the next block's weights that each step of a sum asks for: where the cache does not hold all.
+        Cache lines of the next block's weights that each step of a sum asks for, and the next tile for those behind
+        them, until all are asked for: where the cache does not hold them.
     fetch_x, fetch_y
         Whether a tile asks for the places of x that the next one reads, and for its own places of y, before it sums.
     activation, adds
@@ -78,8 +79,8 @@ def direct(
     offset = kernel.table("offsets")
     places = [(i, j) for i in range(down) for j in range(across)]
 
-    def tile(number: Int, g: Int, block: Int, prefetched: int) -> None:
-        """All sums of a tile with one block of weights."""
+    def tile(number: Int, g: Int, block: Int, asked: Int | None = None) -> None:
+        """All sums of a tile with one block of weights, and from which number of a row on it asks for the next."""
         image = x.moved(kernel.table("x_tiles")[number] + g * size("x_group"))
         there = kernel.table("y_tiles")[number] + (g * outputs + block * width)
         result, beside = y.moved(there), [other.moved(there) for other in others]
@@ -97,10 +98,11 @@ def direct(
             sums = kernel.variables(down, across, vectors)
             with kernel.loop(t, kernel.minimum(t + size("chunk_taps"), taps)) as tap:
                 window, weights = image.moved(offset[tap]), panel[tap]
+                following_panel = weights.moved(taps * channels * width + (0 if asked is None else asked))
                 with kernel.loop(c, kernel.minimum(c + size("chunk_channels"), channels)) as channel:
                     given = [weights[channel, v * lanes].load() for v in range(vectors)]
-                    for line in range(prefetched):
-                        weights.moved(taps * channels * width)[channel, line * lanes].prefetch(2)
+                    for line in range(0 if asked is None else ahead):
+                        following_panel[channel, line * lanes].prefetch(2)
                     for i, j in places:
                         value = window[i, j, channel].splat()
                         for v in range(vectors):
@@ -153,7 +155,7 @@ def direct(
             if ahead:
                 some = kernel.minimum(start + vectors // ahead, stop)
                 with kernel.loop(start, some) as number:
-                    tile(number, g, block, ahead)
+                    tile(number, g, block, kernel.number((number - start) * (ahead * lanes)))
             with kernel.loop(some, stop) as number:
-                tile(number, g, block, 0)
+                tile(number, g, block)
     return kernel

@@ -189,7 +189,7 @@ def winograd(
         with kernel.loop(first, stop) as c:
             weights = [u[point, k, c, n * lanes].load() for n in range(vectors)]
             for line in range(prefetched):
-                u.moved(group * (terms * lanes))[point, k, c + terms, line * lanes].prefetch(2)
+                u.moved((group * terms + c) * (prefetched * lanes))[point, k, terms, line * lanes].prefetch(2)
             for row in range(rows):
                 value = v[group * rows + row, point, c].splat()
                 for n in range(vectors):
