@@ -268,6 +268,74 @@ def test_large_images_are_cut_in_the_middle():
     assert down.window == 9
 
 
+# -------------------------------------------------------------------------------------------------------- large images
+
+
+class Watched(nn.Module):
+    """Keeps in mind how large the images are that a network is given."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.most = inner, []
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def forward(self, x):
+        self.most.append(x.shape[2] * x.shape[3])
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(("reach", "stride", "same"), [(1, 4, True), (2, 2, False)])
+def test_of_a_large_image_a_part_is_looked_at_that_holds_what_layers_see(reach, stride, same):
+    kernel = 8 * reach + 1
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, kernel, padding=kernel // 2 if same else 0), nn.ReLU(), nn.Conv2d(3, 2, 3, stride, 1)
+    ).double()
+    watched = Watched(net)
+    x = images(1, 1, 900, 1000)
+    result = check.equivariance(watched, x)
+    assert max(watched.most) <= 128 * 128
+    assert result.size == (900, 1000)
+    assert result.part[0] >= kernel + 2 * stride
+    last = result.layers[-1]
+    assert last.stride == (stride, stride)
+    assert last.window == (kernel + 2, kernel + 2)
+    assert last.error("inside") < 1e-12
+    assert last.period(result.shifts, 1e-9) == stride
+    assert f"images of 900 x 1000 pixels (looked at: a part of {result.part[0]} x " in str(result)
+    assert result.to_dict()["part"] == list(result.part)
+    # The part is looked at as any image of its size is.
+    alone = check.equivariance(net, x[..., : result.part[0], : result.part[1]])
+    assert (alone.part, alone["0"].window, alone["2"].margins) == (result.part, (kernel, kernel), last.margins)
+
+
+def test_parts_hold_the_shifts_that_are_asked_for_and_something_to_see():
+    x = np.zeros((1000, 800))
+    x[700:, :200] = np.random.default_rng(0).random((300, 200))
+    result = check.equivariance(lambda x: ndimage.uniform_filter(x, 5), x, shifts=[(150, 0), (0, -3)])
+    assert result.part == (192, 64)
+    assert result["model"].error("inside") < 1e-12
+    assert result["model"].error("border") > 1e-3
+    thin = check.equivariance(lambda x: ndimage.uniform_filter1d(x, 9), x.ravel())
+    assert thin.part == (64,)
+    assert thin["model"].window == (9,)
+
+
+def test_models_of_one_size_are_given_the_whole_and_global_ones_a_part():
+    ramp = np.linspace(1, 2, 300)
+    x = np.random.default_rng(0).random((300, 300))
+    fixed = check.equivariance(lambda x: x * ramp, x, shifts=[(0, 1), (0, 3)])
+    assert fixed.part == fixed.size == (300, 300)
+    assert "nowhere exact inside" in fixed.sentence
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.InstanceNorm2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    result = check.equivariance(net, images(1, 1, 300, 300))
+    assert result.part == (64, 64)
+    assert result["0"].window == (3, 3)
+    assert not result["1"].has_inside
+    assert "1 (InstanceNorm2d): sees a border from every place of the part looked at, and differs by" in result.sentence
+
+
 def test_results_turn_plain_and_are_drawn():
     result = check.equivariance(UNet(), images(1, 1, 24, 24))
     plain = json.loads(json.dumps(result.to_dict()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -14,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wherever.check.layers import Equivariance, Layer, Shift
-from wherever.check.probes import Array, Run, View, views
+from wherever.check.models import given, parts
+from wherever.check.probes import Array, View, views
 from wherever.problem import integer
 
 Boundary = Literal["wrap", "zeros", "edge", "reflect"]
@@ -74,6 +74,11 @@ def equivariance(
     the layer's output. Inside are the places that see nothing of a border, before and after the shift. In maps, what
     differs because a place saw a border before the shift stands where it was then.
 
+    Of images of more than 65,536 pixels a part is looked at, as if it were the image: as large as what a place of any
+    layer sees, the shifts, and some places between them need; at most about 1000 x 1000 pixels, less where the layers'
+    outputs would fill more than 1 GiB. Of each image it is the part with most contrast, and the result says how large
+    it is. A model that takes images of one size alone is given the whole.
+
     Examples
     --------
     >>> import numpy as np
@@ -83,17 +88,20 @@ def equivariance(
     >>> print(check.equivariance(lambda x: ndimage.uniform_filter(x, 3, mode="constant"), x).sentence)
     model: exact inside; its border, 1 place wide, differs by up to 30.1 %.
     """
-    run, images, kinds, exact = _runner(model, x)
-    where = _axes(axes, images[0], isinstance(x, np.ndarray) or not hasattr(x, "detach"))
     if boundary not in ("wrap", *_PAD):
         raise ValueError(f"boundary is {boundary!r}; it must be 'wrap', 'zeros', 'edge' or 'reflect'")
-    limit = tolerance if tolerance is not None else 1e-6 if exact else 1e-3
-    seen = views(run, images[0], where, copies=4 if kinds else 1)
+    images, make, batch = given(model, x)
+    where = _axes(axes, images[0], plain=not batch and not hasattr(x, "detach"))
+    whole = tuple(images[0].shape[axis] for axis in where)
+    asked = _asked(shifts, whole)
+    images, run = parts(images, make, where, asked, batch=batch)
+    limit = tolerance if tolerance is not None else 1e-6 if run.exact else 1e-3
+    seen = views(run, images[0], where, batch=batch)
     chosen = [name for name in seen if layers is None or any(fnmatch(name, pattern) for pattern in layers)]
     if not chosen:
         raise ValueError(f"layers: {list(layers or [])} fits none of {', '.join(seen)}")
-    sizes = [images[0].shape[axis] for axis in where]
-    moves = _shifts(shifts, sizes, [seen[name] for name in chosen])
+    sizes = tuple(images[0].shape[axis] for axis in where)
+    moves = asked or _usual(sizes, [seen[name] for name in chosen])
     found = {name: _Differences(seen[name], len(moves)) for name in chosen}
     for image in images:
         kept = run(image)
@@ -101,8 +109,8 @@ def equivariance(
             moved = run(shifted(image, move, where, boundary))
             for name in chosen:
                 found[name].add(number, move, kept[name], moved[name], where, boundary)
-    results = tuple(found[name].layer(name, kinds.get(name, ""), moves) for name in chosen)
-    return Equivariance(tuple(moves), tuple(sizes), boundary, limit, results)
+    results = tuple(found[name].layer(name, run.kinds.get(name, ""), moves) for name in chosen)
+    return Equivariance(tuple(moves), whole, boundary, limit, results, sizes)
 
 
 def shifted(x: Array, move: Shift, axes: Sequence[int], boundary: str) -> Array:
@@ -121,37 +129,6 @@ def shifted(x: Array, move: Shift, axes: Sequence[int], boundary: str) -> Array:
 # ---------------------------------------------------------------------------------------------------- what was given
 
 
-def _runner(model: Any, x: Any) -> tuple[Run, list[Array], dict[str, str], bool]:
-    """Make the function that gives all outputs, and the images one by one."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(model, torch.nn.Module):
-        if not isinstance(x, torch.Tensor):
-            x = torch.as_tensor(np.asarray(x))
-        if x.ndim < 3 or 0 in x.shape:
-            raise ValueError(f"x has shape {tuple(x.shape)}; a module takes images (N, C, *S), with pixels")
-        from wherever.check.recording import Recorder
-
-        recorder = Recorder(model, x[:1])
-        wide = x.detach().cpu().to(torch.float64) if x.is_floating_point() else x.detach().cpu()
-        return recorder, [image[None].numpy() for image in wide], recorder.kinds, recorder.exact
-    if not callable(model):
-        raise TypeError(f"model is {type(model).__name__}; it must be a torch.nn.Module or another callable")
-    tensor = torch is not None and isinstance(x, torch.Tensor)
-    image = x.detach().cpu().numpy() if tensor else np.asarray(x)
-    if image.ndim < 1 or image.size == 0 or image.dtype.kind not in "uifb":
-        raise ValueError(f"x has shape {image.shape} and dtype {image.dtype}; it must hold real numbers")
-
-    def run(given: Array) -> dict[str, Array]:
-        result = model(torch.from_numpy(np.ascontiguousarray(given)) if torch is not None and tensor else given)
-        result = result.detach().cpu().numpy() if hasattr(result, "detach") else result
-        return {"model": np.asarray(result, dtype=np.float64)}
-
-    out = np.asarray(run(image)["model"])
-    if not np.isfinite(out).all():
-        raise ValueError("model: its result has NaN or infinite values")
-    return run, [image], {}, image.dtype.kind != "f" or image.dtype.itemsize >= 8
-
-
 def _axes(axes: Sequence[int] | None, image: Array, plain: bool) -> tuple[int, ...]:
     if axes is None:
         return tuple(range(min(2, image.ndim))) if plain else tuple(range(2, image.ndim))
@@ -162,37 +139,40 @@ def _axes(axes: Sequence[int] | None, image: Array, plain: bool) -> tuple[int, .
     return where
 
 
-def _shifts(
-    shifts: Sequence[int | Sequence[int]] | None, sizes: Sequence[int], seen: Sequence[tuple[View, ...] | None]
-) -> list[Shift]:
+def _asked(shifts: Sequence[int | Sequence[int]] | None, sizes: Sequence[int]) -> list[Shift]:
+    """Check shifts, and give them a number for each axis; none if none are asked for."""
     n = len(sizes)
-    if shifts is None:
-        strides = {int(v.stride) for each in seen for v in each or () if v.stride.denominator == 1}
-        distances = {*range(1, 9), *(m * s for s in strides for m in (1, 2)), *(s // 2 for s in strides)}
-        moves = [
-            tuple(d if axis == position else 0 for axis in range(n))
-            for d in sorted(distances)
-            for position in range(n)
-            if 0 < d <= sizes[position] // 2
-        ]
-    else:
-        moves = []
-        for shift in shifts:
-            if isinstance(shift, Sequence | np.ndarray):
-                if len(shift) != n:
-                    raise ValueError(f"shifts: {tuple(shift)} has {len(shift)} numbers; there are {n} spatial axes")
-                moves.append(tuple(integer("shifts", d, minimum=-max(sizes)) for d in shift))
-            else:
-                d = integer("shifts", shift, minimum=-max(sizes))
-                moves += [tuple(d if axis == position else 0 for axis in range(n)) for position in range(n)]
-        for move in moves:
-            if not any(move) or any(abs(d) >= size for d, size in zip(move, sizes, strict=True)):
-                raise ValueError(
-                    f"shifts: {move}; must not be zero everywhere, and less than the image's {tuple(sizes)}"
-                )
+    moves: list[Shift] = []
+    for shift in shifts if shifts is not None else ():
+        if isinstance(shift, Sequence | np.ndarray):
+            if len(shift) != n:
+                raise ValueError(f"shifts: {tuple(shift)} has {len(shift)} numbers; there are {n} spatial axes")
+            moves.append(tuple(integer("shifts", d, minimum=-max(sizes)) for d in shift))
+        else:
+            d = integer("shifts", shift, minimum=-max(sizes))
+            moves += [tuple(d if axis == position else 0 for axis in range(n)) for position in range(n)]
+    for move in moves:
+        if not any(move) or any(abs(d) >= size for d, size in zip(move, sizes, strict=True)):
+            raise ValueError(f"shifts: {move}; must not be zero everywhere, and less than the image's {tuple(sizes)}")
+    if shifts is not None and not moves:
+        raise ValueError("shifts: none is given")
+    return list(dict.fromkeys(moves))
+
+
+def _usual(sizes: Sequence[int], seen: Sequence[tuple[View, ...] | None]) -> list[Shift]:
+    """Choose shifts for layers of some strides."""
+    n = len(sizes)
+    strides = {int(v.stride) for each in seen for v in each or () if v.stride.denominator == 1}
+    distances = {*range(1, 9), *(m * s for s in strides for m in (1, 2)), *(s // 2 for s in strides)}
+    moves = [
+        tuple(d if axis == position else 0 for axis in range(n))
+        for d in sorted(distances)
+        for position in range(n)
+        if 0 < d <= sizes[position] // 2
+    ]
     if not moves:
         raise ValueError(f"x: an image of {tuple(sizes)} is too small to be shifted")
-    return list(dict.fromkeys(moves))
+    return moves
 
 
 # ------------------------------------------------------------------------------------------------------- the comparison

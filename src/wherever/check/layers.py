@@ -97,6 +97,8 @@ class Equivariance:
         Error up to which a layer counts as equivariant.
     layers : tuple of Layer
         In the order in which they are computed.
+    part : tuple of int
+        Spatial shape of the part of each image that was looked at.
     """
 
     shifts: tuple[Shift, ...]
@@ -104,6 +106,7 @@ class Equivariance:
     boundary: str
     tolerance: float
     layers: tuple[Layer, ...]
+    part: tuple[int, ...]
 
     def __getitem__(self, name: str) -> Layer:
         for layer in self.layers:
@@ -139,10 +142,10 @@ class Equivariance:
             elif not layer.has_inside:
                 changed = layer.error("whole")
                 if changed > self.tolerance and first("no inside"):
-                    words.append(
-                        f"sees a border from every place, and differs by up to {percent(changed)}; larger images would "
-                        "show whether it is exact inside"
-                    )
+                    seen = f"sees a border from every place{{}}, and differs by up to {percent(changed)}{{}}"
+                    if self.part == self.size:
+                        seen = seen.format("", "; larger images would show whether it is exact inside")
+                    words.append(seen.format(" of the part looked at", ""))
             else:
                 between = layer.error("inside", on_stride=False)
                 if layer.total_stride > stride and between > self.tolerance:
@@ -223,7 +226,8 @@ class Equivariance:
         return rows
 
     def __str__(self) -> str:
-        title = f"images of {_by(self.size)} pixels, {len(self.shifts)} shifts, boundary {self.boundary!r}"
+        part = "" if self.part == self.size else f" (looked at: a part of {_by(self.part)})"
+        title = f"images of {_by(self.size)} pixels{part}, {len(self.shifts)} shifts, boundary {self.boundary!r}"
         note = (
             "Largest errors, relative to the output's root mean square: inside and border for shifts by whole places, "
             "between for the others."
@@ -246,6 +250,7 @@ class Equivariance:
         return {
             "shifts": [list(shift) for shift in self.shifts],
             "size": list(self.size),
+            "part": list(self.part),
             "boundary": self.boundary,
             "tolerance": self.tolerance,
             "equivariant": self.equivariant,

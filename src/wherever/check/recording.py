@@ -27,24 +27,24 @@ class Recorder:
     ----------
     model : torch.nn.Module
         Stays as it is.
-    x : Tensor
+    image : array
         An image to try the model on, shape (1, C, *S).
     """
 
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
+    def __init__(self, model: nn.Module, image: Array) -> None:
         self._outputs: dict[str, Array] = {}
         self.kinds: dict[str, str] = {}
         self.modules: dict[str, nn.Module] = {}
         self.dtype = torch.float64
-        first = next((p for p in model.parameters() if p.is_floating_point()), x)
+        first = next((p for p in model.parameters() if p.is_floating_point()), torch.from_numpy(image))
         self.device, own = first.device, first.dtype if first.is_floating_point() else torch.float32
         try:
             self._prepare(copy.deepcopy(model).to(torch.float64))
-            self(x.detach().cpu().numpy())
+            self(image)
         except RuntimeError:  # an operation that has no float64, or a type written into the program
             self.dtype = own
             self._prepare(copy.deepcopy(model))
-            self(x.detach().cpu().numpy())
+            self(image)
 
     @property
     def exact(self) -> bool:
