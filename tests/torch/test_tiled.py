@@ -286,6 +286,17 @@ class Attention(nn.Module):
         return functional.scaled_dot_product_attention(flat, flat, flat)
 
 
+class Gate(nn.Module):
+    """Squeeze and excitation: channels are weighted by what the whole image shows."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.pool, self.weigh = nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.weigh(self.pool(x)))
+
+
 class Bend(nn.Module):
     """A program that asks for values."""
 
@@ -305,7 +316,11 @@ def with_(layer):
             r"1 \(AdaptiveAvgPool2d\) pools over the whole image.*tile the layers before",
         ),
         (with_(nn.Flatten()).eval(), r"1 \(Flatten\) mixes places"),
-        (with_(nn.GroupNorm(2, 4)).eval(), r"GroupNorm\) takes statistics over the whole image.*batch normalisation"),
+        (
+            with_(nn.GroupNorm(2, 4)).eval(),
+            r"GroupNorm\) takes statistics over the whole image.*BatchNorm in evaluation",
+        ),
+        (with_(Gate(4)).eval(), r"AdaptiveAvgPool2d\) pools over .*goes back into the image.*constant"),
         (with_(nn.BatchNorm2d(4, track_running_stats=False)).eval(), r"BatchNorm2d\) takes statistics"),
         (with_(Attention()).eval(), "flatten .*mixes places and channels"),
         (with_(nn.Linear(14, 4)).eval(), r"Linear\) mixes places"),
@@ -317,6 +332,44 @@ def with_(layer):
 def test_what_sees_the_whole_image_is_named(model, words):
     with pytest.raises(NotTranslationInvariantError, match=words):
         tiled(model)(torch.zeros(1, 3, 16, 16))
+
+
+def test_what_the_messages_say_keeps_the_numbers():
+    """Statistics and gates of the image itself, in their place: the numbers are those of the whole."""
+    torch.manual_seed(0)
+    first, norm, gate = nn.Conv2d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), Gate(4)
+    x = torch.randn(1, 3, 40, 44)
+    with torch.no_grad():
+        y = gate(norm(first(x)))
+        fixed = nn.BatchNorm2d(4, eps=norm.eps)
+        groups = first(x).reshape(2, -1)
+        fixed.running_mean = groups.mean(1).repeat_interleave(2)
+        fixed.running_var = groups.var(1, correction=0).repeat_interleave(2)
+        held = gate.pool(fixed.eval()(first(x)))
+        gate.pool = nn.Identity()
+
+        class Held(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weights = nn.Parameter(torch.sigmoid(gate.weigh(held)))
+
+            def forward(self, x):
+                return x * self.weights
+
+        got = tiled(nn.Sequential(first, fixed, Held()).eval(), tile=16)(x)
+    assert float((got - y).abs().max() / y.abs().max()) < 1e-5
+
+
+def test_axes_may_be_kept_or_not():
+    class Means(nn.Module):
+        def forward(self, x):
+            x = x.permute(0, 2, 3, 1)
+            means, best = x.mean(-1, True), x.max(3, keepdim=True)[0]
+            return (means + best).permute(0, 3, 1, 2) + x.amax(-1).unsqueeze(1)
+
+    model = with_(Means()).eval()
+    x = torch.randn(1, 3, 30, 35)
+    assert torch.allclose(tiled(model, tile=9)(x), model(x), atol=1e-6)
 
 
 def test_places_can_be_told_to_be_treated_alike():

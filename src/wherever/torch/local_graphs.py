@@ -20,11 +20,11 @@ from wherever.torch.local_kinds import (
     GLOBAL_FUNCTIONS,
     GLOBAL_MODULES,
     IN_PLACE,
-    KEEPS_AXES,
     OVER_AXES,
     POINTWISE,
     POINTWISE_MODULES,
     WAY_OUT,
+    WAY_OUT_OF_GATES,
 )
 from wherever.torch.values import Image, Output, Several
 
@@ -197,8 +197,22 @@ class Builder:
         else:
             target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
             what = f"{target} (at {node.name})"
+        if way_out is None and why == "pools over the whole image" and self._comes_back(node):
+            way_out = WAY_OUT_OF_GATES
         hint = way_out or WAY_OUT.get(why, "tile the layers before it")
         return NotTranslationInvariantError(f"{what} {why}, so an image cannot be computed in tiles: {hint}")
+
+    def _comes_back(self, node: fx.Node) -> bool:
+        """Whether what a pool gives meets an image that was not pooled."""
+        after = {node}
+        for later in list(node.graph.nodes):
+            given = later.all_input_nodes
+            if later.op == "output" or not after.intersection(given):
+                continue
+            if any(n not in after and n in self.known and isinstance(self.known[n], Image) for n in given):
+                return True
+            after.add(later)
+        return False
 
     def size(self, node: fx.Node) -> tuple[int, ...]:
         """Spatial sizes of the image that a node is."""
@@ -269,7 +283,7 @@ class Builder:
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             return self.last_axes(node, len(module.normalized_shape))
         if isinstance(module, nn.Softmax | nn.LogSoftmax | nn.Softmin | nn.GLU):
-            return self._over(node, module.dim, keepdim=None)
+            return self._over(node, module.dim)
         if isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d):
             spatial = int(type(module).__name__[-2])
             settings = (module.kernel_size, module.stride, module.padding, module.dilation)
@@ -338,7 +352,7 @@ class Builder:
                 dims = self.arguments(node, ("p", "dim"), 2.0, 1)[-1]
             if name == "glu" and dims is None:
                 dims = -1
-            return self._over(node, dims, keepdim=None if name in KEEPS_AXES else bool(node.kwargs.get("keepdim")))
+            return self._over(node, dims)
         if name in GLOBAL_FUNCTIONS or name.startswith(("adaptive_", "fft_")):
             raise self.refuse(node, GLOBAL_FUNCTIONS.get(name, "pools over the whole image"))
         raise self._unknown(node)
@@ -396,8 +410,8 @@ class Builder:
             raise self.refuse(node, "mixes places")
         return self.pointwise(node)
 
-    def _over(self, node: fx.Node, dims: Any, keepdim: bool | None) -> Any:
-        """An operation over some axes; `keepdim` is None if they stay as they are."""
+    def _over(self, node: fx.Node, dims: Any) -> Any:
+        """An operation over some axes, which may go with it."""
         first, image = self.the_image(node)
         ndim = len(self.meta[first].shape)
         if dims is None or not isinstance(dims, int | tuple | list):
@@ -405,8 +419,8 @@ class Builder:
         over = {(d % ndim) - ndim for d in ([dims] if isinstance(dims, int) else dims)}
         if over & set(image.axes):
             raise self.refuse(node, "pools over the whole image")
-        axes = image.axes
-        if keepdim is False:
+        axes, result = image.axes, self.meta[node]
+        if len((result if isinstance(result, Tensor) else result[0]).shape) < ndim:
             axes = tuple(axis + sum(d > axis for d in over) for axis in axes)
         return self.pointwise(node, axes)
 

@@ -39,11 +39,6 @@ OVER_AXES = _names(
     softmin std sum var
     """
 )
-KEEPS_AXES = _names(
-    """
-    cumsum glu log_softmax normalize softmax softmin
-    """
-)
 GLOBAL_MODULES = {
     nn.AdaptiveAvgPool1d: "pools over the whole image",
     nn.AdaptiveAvgPool2d: "pools over the whole image",
@@ -78,6 +73,15 @@ GLOBAL_FUNCTIONS = {
 }
 WAY_OUT = {
     "pools over the whole image": "tile the layers before it, and pool what comes out (wherever.tiles.each streams it)",
-    "takes statistics over the whole image": "use a batch normalisation, or fix the statistics before",
+    "takes statistics over the whole image": (
+        "put a normalisation with fixed statistics in its place, a BatchNorm in evaluation mode: a trained one, "
+        "or one with the mean and variance of a typical image; with those of this image, which wherever.tiles.each "
+        "streams from the layers before it, the numbers stay what they are"
+    ),
     "mixes places and channels": "tile the layers before it",
 }
+# A pool whose result meets the image again: squeeze-and-excitation, global context.
+WAY_OUT_OF_GATES = (
+    "its result goes back into the image, so put a constant in its place: what it is for a typical image; with what it "
+    "is for this one, which wherever.tiles.each streams from the layers before it, the numbers stay what they are"
+)
