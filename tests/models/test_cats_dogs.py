@@ -9,19 +9,8 @@ pytest.importorskip("rich")
 pytest.importorskip("PIL")
 
 from wherever.models.cats_dogs import CNN, MLP, by_shift, fit, recipe  # noqa: E402
-from wherever.models.data import Labelled  # noqa: E402
 from wherever.models.recipe import Options  # noqa: E402
 from wherever.models.training import count_weights, outputs  # noqa: E402
-
-
-def bars(n, seed=0, size=16):
-    """Images of noise with a bar anywhere: lying (0) or standing (1)."""
-    rng = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 3, size, size, generator=rng)
-    y = torch.arange(n) % 2
-    for image, label, (i, j) in zip(x, y, torch.randint(size - 7, (n, 2), generator=rng).tolist(), strict=True):
-        image[:, i : i + (7 if label else 2), j : j + (2 if label else 7)] = 1
-    return Labelled(x, y)
 
 
 def test_a_hundred_times_fewer_weights():
@@ -29,7 +18,7 @@ def test_a_hundred_times_fewer_weights():
     assert CNN()(torch.zeros(2, 3, 50, 70)).shape == MLP()(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
 
 
-def test_bars_anywhere_are_learnt_by_the_cnn_alone():
+def test_bars_anywhere_are_learnt_by_the_cnn_alone(bars):
     cnn = fit(lambda: CNN((3, 8, 16, 32)), bars(300), bars(200, 1), epochs=8, rate=1e-2)
     mlp = fit(lambda: MLP(3 * 16 * 16, 200), bars(300), bars(200, 1), epochs=8, rate=1e-3)
     assert cnn.score > 0.95

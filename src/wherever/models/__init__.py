@@ -10,6 +10,9 @@ module                 system                                                   
 =====================  ============================================================  ==============================
 `lenet`                LeNet-style CNN (LeCun, Bottou, Bengio, Haffner 1998)         handwritten digits
 `cats_dogs`            an MLP, and a CNN with 100 times fewer weights                photographs of cats and dogs
+`network_in_network`   Network in Network (Lin, Chen, Yan 2013)                      digits, photographs
+`positions`            locally connected layers, coordinate channels (Liu et al.     digits, photographs
+                       2018): where invariance is not wanted
 =====================  ============================================================  ==============================
 
 What they share: `data` reads the files, `augmentation` changes images at random, `training` is the loop, `recipe` the

@@ -102,7 +102,11 @@ def train(
     with seeded(seed), Steps(epochs, quiet=name is None) as progress:
         model = build()
         steps = epochs * math.ceil(len(data) / batch)
-        used = optimiser(model) if optimiser else torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+        used = (
+            optimiser(model)
+            if optimiser
+            else torch.optim.AdamW(model.parameters(), rate, weight_decay=decay, fused=True)
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(used, lambda step: _rate(step / steps))
         history: list[Epoch] = []
         for number in range(1, epochs + 1):
