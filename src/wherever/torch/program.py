@@ -28,6 +28,7 @@ __all__ = ["Memory", "Program", "layer_words"]
 _Step: TypeAlias = Callable[[list[Any]], None]
 
 _COLD_MODEL, _COLD_LAYER = 12 << 20, 128 << 10  # bytes of weights from which on they are read from memory
+_WORTH_MIXING = 1.5  # times faster that a layer is in PyTorch, among this engine's and with several threads
 _LARGE = 1 << 20  # bytes of a result that the second cache does not keep for the next stage
 _BANDS = (1 << 19, 1 << 21, 1 << 23)  # bytes of the largest result between stages, of a band of it
 _ROWS = 4  # a band has a multiple of so many
@@ -164,7 +165,8 @@ class Program:
             theirs = functools.partial(self._theirs(stage.node), values)
         *times, peer = contest([*ours, theirs], [out, x] if cold else None)
         seconds, name = min(zip(times, ways, strict=True))
-        wins = seconds <= peer
+        # Where PyTorch's threads have just worked, they go on looking for more, on processors that ours wait for.
+        wins = seconds <= peer * (1 if self._threads == 1 else _WORTH_MIXING)
         self._rows.append(Row(stage.name, stage.words, name if wins else "PyTorch", seconds, peer))
         return _Chosen(stage, name, ways[name], seconds) if wins else None
 

@@ -697,12 +697,10 @@ class WinogradPrepared:
 
     def shares(self, tiles: int, threads: int) -> list[tuple[range, range]]:
         """Ranges of tiles and of blocks of output channels: the tiles shared out, where there are enough; else both."""
-        step = self.tiling.together
-        rounds = -(-tiles // step)
-        if threads == 1 or rounds >= 2 * threads or self.problem.groups > 1 or self.blocks == 1:
-            pieces = min(threads, rounds)
-            cuts = [min(tiles, rounds * i // pieces * step) for i in range(pieces + 1)]
-            return [(range(a, b), range(self.blocks)) for a, b in itertools.pairwise(cuts)]
+        step = self.tiling.rows
+        groups = -(-tiles // step)
+        if threads == 1 or groups >= 2 * threads or self.problem.groups > 1 or self.blocks == 1:
+            return [(piece, range(self.blocks)) for piece in run.pieces(tiles, step, threads)]
         pieces = min(threads, self.blocks)
         cuts = [self.blocks * i // pieces for i in range(pieces + 1)]
         return [(range(tiles), range(a, b)) for a, b in itertools.pairwise(cuts)]
