@@ -88,8 +88,8 @@ def workspace(purpose: str, *counts: int, dtype: np.dtype[Any]) -> list[Array]:
 
 
 def workspaces() -> list[Array]:
-    """Return the memory that this thread keeps for its calls."""
-    return list(_arena.memory.values())
+    """Return the memory that this thread keeps for its calls, as whole words."""
+    return [memory[: memory.size // 8 * 8].view(np.int64) for memory in _arena.memory.values()]
 
 
 def fresh(count: int, dtype: np.dtype[Any]) -> Array:
