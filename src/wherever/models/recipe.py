@@ -185,6 +185,35 @@ def curves(
     return panel
 
 
+def picture(title: str, image: Any, classes: Sequence[str] = (), colours: Sequence[str] = _COLOURS) -> Panel:
+    """Make a panel that shows a photograph (H, W, 3) from 0 to 1, or a map of classes (H, W) with its legend.
+
+    Parameters
+    ----------
+    title : str
+    image : array
+    classes : sequence of str
+        What the numbers of a map stand for.
+    colours : sequence of str
+        Of the classes.
+    """
+
+    def panel(axis: Any) -> None:
+        from matplotlib.colors import ListedColormap
+        from matplotlib.patches import Patch
+
+        map_ = ListedColormap(colours[: len(classes)]) if classes else None
+        axis.imshow(image, map_, vmin=-0.5, vmax=len(classes) - 0.5)
+        axis.set_title(title, fontsize=10)
+        axis.set_axis_off()
+        if classes:
+            marks = [Patch(color=colour, label=name) for name, colour in zip(classes, colours, strict=False)]
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": len(classes)}
+            axis.legend(handles=marks, fontsize=8, frameon=False, handlelength=1, columnspacing=1, **place)
+
+    return panel
+
+
 def learning(runs: Mapping[str, Trained[Any]], score: str = "test accuracy") -> list[Panel]:
     """Make the two panels of learning curves: training loss and test score by epoch."""
     loss = {name: ([e.number for e in run.epochs], [e.loss for e in run.epochs]) for name, run in runs.items()}
