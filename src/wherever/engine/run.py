@@ -10,8 +10,8 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,6 @@ from wherever.problem import Array, integer
 T = TypeVar("T")
 
 _threads: int | None = None
-_pool: ThreadPoolExecutor | None = None
-_pool_lock = threading.Lock()
 
 
 def available_threads() -> int:
@@ -169,11 +167,14 @@ def for_each(function: Callable[[T], object], items: Iterable[T], threads: int) 
             while (number := next(following)) < len(work):
                 function(work[number])
 
-    futures = [_executor().submit(share) for _ in range(1, workers)]
+    helpers = [_Worker.free() for _ in range(1, workers)]
+    for helper in helpers:
+        helper.begin.put(share)
     try:
         share()
     finally:
-        errors = [future.exception() for future in futures]
+        errors = [helper.ended.get() for helper in helpers]
+        _Worker.idle += reversed(helpers)
     for error in errors:
         if error is not None:
             raise error
@@ -187,19 +188,40 @@ def pieces(number: int, step: int, most: int) -> list[range]:
     return [range(a, b) for a, b in itertools.pairwise(cuts)]
 
 
-def _executor() -> ThreadPoolExecutor:
-    global _pool
-    with _pool_lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(max(available_threads(), 16), thread_name_prefix="wherever")
-        return _pool
+class _Worker:
+    """A thread that waits for work.
+
+    The one that ended last begins first: a thread that begins again finds its workspaces in the caches.
+    """
+
+    idle: ClassVar[list[_Worker]] = []
+
+    def __init__(self) -> None:
+        self.begin: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self.ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        threading.Thread(target=self._serve, name="wherever", daemon=True).start()
+
+    @classmethod
+    def free(cls) -> _Worker:
+        """One that is idle, or a new one."""
+        try:
+            return cls.idle.pop()
+        except IndexError:
+            return cls()
+
+    def _serve(self) -> None:
+        while True:
+            self.ended.put(_error(self.begin.get()))
 
 
-def _forget_pool() -> None:
-    """A forked child has none of its parent's threads."""
-    global _pool, _pool_lock
-    _pool, _pool_lock = None, threading.Lock()
+def _error(work: Callable[[], object]) -> BaseException | None:
+    """What a piece of work raises."""
+    try:
+        work()
+    except BaseException as error:
+        return error
+    return None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_Worker.idle.clear)  # a child has none of its parent's threads

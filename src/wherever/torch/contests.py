@@ -18,11 +18,11 @@ from wherever.problem import Array
 
 # Samples of each contender; and seconds that are enough for all of them.
 _SAMPLES, _MOST_SAMPLES, _ENOUGH = 3, 11, 0.01
-_SPINNING = 0.005  # seconds for which PyTorch's threads look for more work, on processors that others wait for
+_SPINNING = 0.012  # seconds for which PyTorch's threads look for more work, on processors that others wait for
 
 
 def contest(ways: Sequence[Callable[[], object]], warm: Sequence[Tensor] | None = None) -> list[float]:
-    """Return the least seconds of each way, which other work disturbed least, in turns.
+    """Return the least seconds of each way, which other work disturbed least, in turns; PyTorch's is the last.
 
     In a network whose weights outgrow the caches, those of a layer come from memory at every call; its input does not,
     nor what all layers write to, their results and workspaces: everything but the tensors that are ``warm``, and the
@@ -30,13 +30,13 @@ def contest(ways: Sequence[Callable[[], object]], warm: Sequence[Tensor] | None 
     """
     times: list[list[float]] = [[] for _ in ways]
     for turn in range(_MOST_SAMPLES + 1):
+        if torch.get_num_threads() > 1:
+            time.sleep(_SPINNING)
         for spent, way in zip(times, ways, strict=True):
             if warm is not None:
                 with np.errstate(all="ignore"):  # of memory that nothing was written to
                     for array in (_others(), *workspaces(), *(tensor.numpy() for tensor in warm)):
                         array.sum()
-            if torch.get_num_threads() > 1:
-                time.sleep(_SPINNING)
             start = time.perf_counter()
             way()
             if turn:

@@ -97,8 +97,12 @@ class Program:
         return fx.node.map_arg(self._output.args[0], lambda node: self._kept(values[self._place[node]]))
 
     def _kept(self, value: Any) -> Any:
-        """A result in memory of its own, if it is in that of the program."""
-        return value.clone() if isinstance(value, Tensor) and self.memory.holds(value) else value
+        """A result in memory of its own, if it is in that of the program.
+
+        Copied by NumPy: PyTorch's threads would look for more work while the next call needs the processors.
+        """
+        held = isinstance(value, Tensor) and self.memory.holds(value)
+        return torch.from_numpy(value.numpy().copy(order="K")) if held else value
 
     # First: who computes what.
 
