@@ -13,6 +13,7 @@ module                 system                                                   
 `network_in_network`   Network in Network (Lin, Chen, Yan 2013)                      digits, photographs
 `positions`            locally connected layers, coordinate channels (Liu et al.     digits, photographs
                        2018): where invariance is not wanted
+`neocognitron`         the neocognitron (Fukushima 1982), and a later variant        digits
 `hyperspectral`        kernels of 1x1, 3x3 and three dimensions over 198 bands       a scene of Jasper Ridge
 =====================  ============================================================  ==============================
 
