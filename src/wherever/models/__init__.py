@@ -15,6 +15,7 @@ module                 system                                                   
                        2018): where invariance is not wanted
 `neocognitron`         the neocognitron (Fukushima 1982), and a later variant        digits
 `hyperspectral`        kernels of 1x1, 3x3 and three dimensions over 198 bands       a scene of Jasper Ridge
+`text_cnn`             CNN for sentences (Kim 2014), and what goes wrong             sentences about films
 =====================  ============================================================  ==============================
 
 What they share: `data` reads the files, `augmentation` changes images at random, `training` is the loop, `recipe` the

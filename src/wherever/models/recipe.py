@@ -17,6 +17,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -90,11 +91,11 @@ class Report:
         rows = -(-len(self.panels) // columns)
         figure = Figure(figsize=(3.6 * columns + 0.6, 3.4 * rows), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False).flat
-        for panel, axis in zip(self.panels, axes, strict=False):
-            panel(axis)
-        for axis in list(axes)[len(self.panels) :]:
-            axis.set_axis_off()
+        for axis, panel in zip_longest(figure.subplots(rows, columns, squeeze=False).flat, self.panels):
+            if panel is None:
+                axis.set_axis_off()
+            else:
+                panel(axis)
         figure.savefig(path, dpi=110, format=file_format)
 
 
