@@ -71,7 +71,8 @@ def test_files_within_a_budget(image, tmp_path):
     same(found, detector.find(wide))
     assert told[-1] == (len(told), len(told))
     few = detector.find_in(tmp_path / "a.tif", memory="48 MiB", top=3)
-    same(few, detector.find(wide, top=3))
+    # the copies of one thing score the same but for rounding: which of them are among the best three is not said
+    assert np.allclose(few.scores, detector.find(wide, top=3).scores, atol=1e-5)
     with pytest.raises(ValueError, match=r"memory: .* not enough to look at one place"):
         detector.find_in(tmp_path / "a.tif", memory="1 MiB")
     with pytest.raises(ValueError, match="1 channel"):

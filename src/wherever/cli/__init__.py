@@ -63,6 +63,7 @@ def _application() -> Any:
     from wherever.cli.find import find
     from wherever.cli.ladder import ladder
     from wherever.cli.samples import samples
+    from wherever.cli.train import train
 
     app = typer.Typer(
         add_completion=False,
@@ -91,6 +92,7 @@ def _application() -> Any:
 
     for name, command in (
         ("find", find),
+        ("train", train),
         ("evaluate", evaluate),
         ("samples", samples),
         ("ladder", ladder),

@@ -336,6 +336,31 @@ def marked_from_file(path: str, label: str | None, sources: Sequence[str], home:
     return list(pictures.values())
 
 
+def by_picture(path: str, annotations: Sequence[Annotation], images: Sequence[str]) -> dict[str, Marked]:
+    """Sort the truth by picture; with `images`, only what is on these."""
+    pictures: dict[str, Marked] = {image: Marked(image) for image in images}
+    places: dict[str, str | None] = {}
+    for item in annotations:
+        if item.image is None:
+            if len(images) != 1:
+                raise ValueError(
+                    f"{path}: does not say on which picture each box is; add a column image, or give one IMAGE"
+                )
+            source: str | None = images[0]
+        else:
+            if item.image not in places:
+                places[item.image] = (
+                    match_picture(item.image, images) if images else find_picture(item.image, [], Path(path))
+                )
+            source = places[item.image]
+        if source is not None:
+            there = pictures.setdefault(source, Marked(source))
+            (there.ignored if item.ignore else there.boxes).append(item.box)
+    if not any(item.boxes for item in pictures.values()):
+        raise ValueError(f"{path}: marks nothing on the pictures to evaluate; are the pictures' names the same?")
+    return pictures
+
+
 def plural(number: int, word: str) -> str:
     """Write "1 find", "2 finds"."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -19,11 +18,10 @@ from wherever.cli.common import (
     Marked,
     Terminal,
     as_list,
+    by_picture,
     choose_label,
-    find_picture,
     load_image,
     marked_from_file,
-    match_picture,
     note,
     parse_bands,
     parse_scales,
@@ -196,7 +194,7 @@ def evaluate(
         note(f"{truth}: {plural(empty, 'box')} without width or height left out".replace("boxs", "boxes"))
         annotations = [item for item in annotations if item.box[0] < item.box[2] and item.box[1] < item.box[3]]
     labels = [label] if label is not None or not folds else _labels(annotations)
-    truths = {name: _by_picture(truth, choose_label(truth, annotations, name), as_list(images)) for name in labels}
+    truths = {name: by_picture(truth, choose_label(truth, annotations, name), as_list(images)) for name in labels}
     sources = list(images or dict.fromkeys(source for boxes in truths.values() for source in boxes))
     for source in sources:
         locate(source)
@@ -258,31 +256,6 @@ def _loaded(path: str) -> Detector:
     from wherever.find.detector import Detector
 
     return Detector.load(path)
-
-
-def _by_picture(path: str, annotations: Sequence[Annotation], images: Sequence[str]) -> dict[str, Marked]:
-    """Sort the truth by picture; with `images`, only what is on these."""
-    pictures: dict[str, Marked] = {image: Marked(image) for image in images}
-    places: dict[str, str | None] = {}
-    for item in annotations:
-        if item.image is None:
-            if len(images) != 1:
-                raise ValueError(
-                    f"{path}: does not say on which picture each box is; add a column image, or give one IMAGE"
-                )
-            source: str | None = images[0]
-        else:
-            if item.image not in places:
-                places[item.image] = (
-                    match_picture(item.image, images) if images else find_picture(item.image, [], Path(path))
-                )
-            source = places[item.image]
-        if source is not None:
-            there = pictures.setdefault(source, Marked(source))
-            (there.ignored if item.ignore else there.boxes).append(item.box)
-    if not any(item.boxes for item in pictures.values()):
-        raise ValueError(f"{path}: marks nothing on the pictures to evaluate; are the pictures' names the same?")
-    return pictures
 
 
 def _one_detector(model: Detector, sources: Sequence[str]) -> Iterator[Run]:

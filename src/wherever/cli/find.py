@@ -273,7 +273,7 @@ def find(
     places_of = {source: _georeference(source) for source in images} if crs else {}
     marked = [] if detector else _gather(images, as_list(example), examples, as_list(inside), as_list(negative), label)
     folder = None if as_json and out is None else OutputFolder(out or "finds")
-    with _saved(save) as saved, folder or nullcontext(), Steps(len(images) + 1, quiet=as_json) as steps:
+    with saved_to(save) as saved, folder or nullcontext(), Steps(len(images) + 1, quiet=as_json) as steps:
         if folder is not None:
             folder.check("finds.csv")
         steps.next("learning", long=True)
@@ -364,10 +364,16 @@ def train(
     *,
     missing: bool = False,
     memory: int = 2 << 30,
+    model: Detector | None = None,
+    **options: Any,
 ) -> Detector:
-    """Fit a detector on marked pictures, with messages that name the picture and the option."""
+    """Fit a detector on marked pictures, with messages that name the picture and the option.
+
+    A `model` keeps its parameters; other options are those of `Detector.fit`.
+    """
     from wherever.find.detector import Detector
 
+    model = Detector() if model is None else model
     pictures: list[Image] = []
     parts: list[Marked] = []
     for item in marked:
@@ -375,6 +381,7 @@ def train(
         whole = standing_for(given) if isinstance(given, Source) else given
         item.check(whole, "boxes", "the example")
         item.check(whole, "negatives", "--not")
+        item.check(whole, "ignored", "--ignore")
         here = around_examples(given, item) if isinstance(given, Source) else [(given, item)]
         image = here[0][0]
         if pictures and count_bands(image) != count_bands(pictures[0]):
@@ -391,12 +398,17 @@ def train(
     if any_rotation is not None:
         settings["any_rotation" if any_rotation else "upright"] = True
     negatives = [item.array("negatives") for item in marked] if any(item.negatives for item in marked) else None
+    ignored = [item.array("ignored") for item in marked] if any(item.ignored for item in marked) else None
     boxes = [item.array() for item in marked]
     try:
-        return Detector(**settings).fit(pictures, boxes, complete=complete, negatives=negatives)
+        return model.set_params(**settings).fit(
+            pictures, boxes, complete=complete, negatives=negatives, ignore=ignored, **options
+        )
     except ValueError as error:
         # The detector counts pictures from 0; the user knows their names.
-        text = re.sub(r"\b(?:images|boxes|negatives)\[(\d+)\]", lambda match: marked[int(match[1])].source, str(error))
+        text = re.sub(
+            r"\b(?:images|boxes|negatives|ignore)\[(\d+)\]", lambda match: marked[int(match[1])].source, str(error)
+        )
         raise ValueError(
             text if any(item.source in text for item in marked) else f"{marked[0].source}: {text}"
         ) from error
@@ -452,7 +464,7 @@ def _write_score_map(
 
 
 @contextmanager
-def _saved(path: str | None) -> Iterator[Path | None]:
+def saved_to(path: str | None) -> Iterator[Path | None]:
     """Yield a temporary name beside `path` to save to; it takes the place of `path` if nothing goes wrong."""
     if path is None:
         yield None

@@ -36,6 +36,13 @@ def _overlaps(a: Boxes, b: Boxes) -> tuple[NDArray[np.float64], NDArray[np.float
     return np.asarray(shared / np.maximum(union, tiny)), np.asarray(shared / np.maximum(smaller, tiny))
 
 
+def inside(boxes: Boxes, regions: Boxes) -> NDArray[np.bool_]:
+    """Return which boxes (n, 4) have their centre in one of some regions (m, 4)."""
+    x, y = centres(boxes).T[:, :, None]
+    x0, y0, x1, y1 = regions.T
+    return np.asarray(((x > x0) & (x < x1) & (y > y0) & (y < y1)).any(axis=1))
+
+
 def clip(boxes: Boxes, width: float, height: float) -> Boxes:
     """Return the parts of the boxes inside an image."""
     return np.clip(boxes, 0.0, [width, height, width, height])

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from wherever.find.evaluate import matches
-from wherever.find.sweep import Kernel, candidates, distinct
+from wherever.find.features import Floats
+from wherever.find.sweep import Kernel, Scorer, candidates, distinct
 from wherever.find.training import Samples, Scene, refit
 
 # Where between background (0) and the examples' own score (1) the threshold lies if nothing else is known, how far it
@@ -21,6 +22,7 @@ LOWEST_PLACE, HIGHEST_PLACE = 0.3, 0.9
 MOST_SCENES = 4  # whose peaks are looked at for a gap: more cost time and move it little
 EXAMPLE_PROBABILITY = 0.95  # of a find that scores as the examples themselves do
 FOLDS, FEWEST_EXAMPLES = 5, 6
+MOST_EXAMPLES = 2000  # whose own scores are looked at
 
 
 def gap(scores: NDArray[np.float64], example_score: float) -> float:
@@ -64,16 +66,20 @@ class Calibration:
     calibrated: bool
 
 
-def from_examples(scenes: Sequence[Scene], kernel: Kernel, samples: Samples) -> Calibration:
+def from_examples(scenes: Sequence[Scene], scorer: Scorer, examples: Floats) -> Calibration:
     """Return a logistic function that is 1/2 at the threshold and EXAMPLE_PROBABILITY at the examples' own score.
 
-    Nothing is known here about what is not marked, so this orders finds and says no more.
+    Nothing is known here about what is not marked, so this orders finds and says no more. `examples` are the windows
+    of the examples, (n, features).
     """
-    example = max(float(np.median(samples.examples @ kernel.weights.ravel())) + kernel.bias, 1e-6)
+    template = scorer.template
+    windows = examples.reshape(len(examples), scorer.eye.maps, template.rows, template.columns)
+    own = [scorer.scores(window, ((0, 0), (0, 0)))[0].item() for window in windows[:MOST_EXAMPLES]]
+    example = max(float(np.median(own)), 1e-6)
     # peaks far below the lowest threshold do not matter to it
     floor = (LOWEST_PLACE - 3 * GAP_WIDTH) * example
     found = [
-        distinct(candidates(kernel, scene.picture, scene.maps_of(kernel), floor)) for scene in scenes[:MOST_SCENES]
+        distinct(candidates(scorer, scene.picture, scene.maps_of(scorer), floor)) for scene in scenes[:MOST_SCENES]
     ]
     threshold = gap(np.concatenate([f.scores for f in found]), example)
     slope = float(logit(EXAMPLE_PROBABILITY)) / (example - threshold)
@@ -99,7 +105,15 @@ def from_folds(scenes: Sequence[Scene], kernel: Kernel, samples: Samples) -> Cal
             found = distinct(candidates(held_out, scene.picture, scene.maps_of(kernel)))
             scores.append(found.scores)
             hits.append(matches(found.boxes, scene.boxes, "centre"))
-    hit = np.concatenate(hits)
+    return from_held_out(scores, hits)
+
+
+def from_held_out(scores: Sequence[NDArray[np.float64]], hits: Sequence[NDArray[np.bool_]]) -> Calibration | None:
+    """Return the logistic function fitted to finds in scenes held out of the training, given scene by scene.
+
+    None if they are not both right and wrong, or better scores are not right more often.
+    """
+    hit = np.concatenate([np.zeros(0, bool), *hits])
     if not hit.any() or hit.all():
         return None
     score = np.concatenate(scores)

@@ -5,39 +5,46 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from wherever.files.sources import Source
-from wherever.find.calibration import from_examples, from_folds
-from wherever.find.features import Eye, Picture, as_image, learn_mix
+from wherever.find.choosing import METHODS, choose, kind_of
+from wherever.find.features import Picture, as_image
 from wherever.find.finds import Finds
-from wherever.find.inputs import as_count, as_scales, as_training
+from wherever.find.fitting import Task, Training
+from wherever.find.inputs import as_budget, as_count, as_kind, as_scales, as_training
+from wherever.find.network import Network, needs_torch
 from wherever.find.storage import Learnt, load_file, save_file
-from wherever.find.sweep import Candidates, Kernel, candidates, distinct, scale_of, score_map
-from wherever.find.training import Scene, fit_kernel, layout, whole
+from wherever.find.sweep import Candidates, candidates, distinct, maps_of, scale_of, score_map
 from wherever.tiles.grid import as_bytes
 
 if TYPE_CHECKING:
+    from wherever.find.learning import Report
     from wherever.find.tiled import Sweep
-
-ROTATIONS = 16
 
 
 class Detector:
     """Finds a thing wherever it is, from a few examples.
 
     A linear kernel over cells of locally normalised colour is learnt from the examples in closed form and swept over
-    pictures at every scale. It takes tens of milliseconds to train and to apply.
+    pictures at every scale. It takes tens of milliseconds to train and to apply. What has no such template (a face
+    among a thousand) a small convolutional network may find, which takes minutes to train.
 
     Parameters
     ----------
+    kind : {"closed", "head", "learned", "auto"}
+        The linear kernel; the linear kernel and a small network on what it sees, added; a network on the pictures; or
+        the one of them that finds best in parts of the pictures held out of its training, which are compared within
+        the budget. All but the first need PyTorch (`pip install "wherever[torch]"`).
+    budget : float
+        Seconds that training may take, beside the closed form.
     cells : int
         Size of the mean example in cells, unless a cell would be smaller than a pixel. More cells see finer detail
         and cost more.
@@ -52,7 +59,7 @@ class Detector:
         Search all rotations, in steps of 22.5 degrees, and report the angle of each find. For things that have a
         direction; the sweep takes longer.
     random_state : int
-        Seed of the draw of background windows.
+        Seed of all that is drawn at random. A network also depends on how many steps are made in its time.
 
     Attributes
     ----------
@@ -65,6 +72,10 @@ class Detector:
         Without it they are only ordered, and 1/2 is a sensible threshold.
     channels_ : int
         Number of channels of the images.
+    kind_ : {"closed", "head", "learned"}
+        What the detector is: which kind "auto" has chosen.
+    interrupted_ : bool
+        Whether Ctrl-C ended the training of a network; it is the best that there was.
 
     Examples
     --------
@@ -80,6 +91,8 @@ class Detector:
     def __init__(
         self,
         *,
+        kind: Literal["closed", "head", "learned", "auto"] = "closed",
+        budget: float = 120.0,
         cells: int = 10,
         components: int = 5,
         scales: tuple[float, float] | None = None,
@@ -87,6 +100,8 @@ class Detector:
         any_rotation: bool = False,
         random_state: int = 0,
     ) -> None:
+        self.kind = kind
+        self.budget = budget
         self.cells = cells
         self.components = components
         self.scales = scales
@@ -118,6 +133,11 @@ class Detector:
         *,
         complete: bool = False,
         negatives: ArrayLike | Sequence[ArrayLike | None] | None = None,
+        ignore: ArrayLike | Sequence[ArrayLike | None] | None = None,
+        label: str | None = None,
+        resume: bool = False,
+        progress: Report | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> Detector:
         """Learn from examples.
 
@@ -130,9 +150,19 @@ class Detector:
             The examples: x0, y0, x1, y1 in pixels, (n, 4), for one image; a list of such, one an image, for several.
         complete
             Every occurrence in these images is marked. What the first kernel finds elsewhere is then known to be wrong,
-            the kernel is refitted against it, and scores are calibrated.
+            the kernel is refitted against it, and scores are calibrated. A network gains most by it.
         negatives
             Like `boxes`: places that are not the thing, however alike.
+        ignore
+            Like `boxes`: regions that are neither examples nor background.
+        label
+            The name of the thing, which finds then have.
+        resume
+            Train the network that the detector has further, for another budget.
+        progress
+            Called by the training of a network with a `wherever.find.learning.Round` now and then.
+        clock
+            Tells the seconds that the budget is counted in; by default those of a wall clock.
 
         Raises
         ------
@@ -143,38 +173,36 @@ class Detector:
         """
         scales, cells = as_scales(self.scales), as_count(self.cells, "cells")
         components = as_count(self.components, "components")
+        kind, budget = as_kind(self.kind), as_budget(self.budget)
         if self.upright and self.any_rotation:
             raise ValueError("upright and any_rotation exclude each other; choose one")
-        pictures, marked, refused = as_training(images, boxes, negatives)
-        usable = np.concatenate(whole(marked, [(p.shape[0], p.shape[1]) for p in pictures]))
-        template, sigma, tone, levels, penalties = layout(usable, cells, scales, self.any_rotation)
-        smallest = np.array([template.width, template.height]) * scale_of(levels[0])
-        if scales is not None and all((smallest > [p.shape[1] + 1, p.shape[0] + 1]).any() for p in pictures):
-            raise ValueError(
-                f"scales={scales}: the smallest thing to look for, {smallest[0]:.0f} x {smallest[1]:.0f} pixels, is "
-                "larger than every image; scales are relative to the examples"
-            )
-        eye = Eye(learn_mix(pictures, components), sigma, tone)
-        scenes = [Scene(Picture(p, eye.mix), b, n) for p, b, n in zip(pictures, marked, refused, strict=True)]
-        angles = tuple(float(a) for a in np.arange(ROTATIONS) * (360 / ROTATIONS)) if self.any_rotation else (0.0,)
-        weights = np.zeros((eye.maps, template.rows, template.columns), np.float32)
-        start = Kernel(template, eye, weights, 0.0, levels, penalties, angles)
-        learn = partial(
-            fit_kernel,
-            kernel=start,
-            reflect=not (self.upright or self.any_rotation),
+        if kind != "closed":
+            needs_torch()
+            if self.any_rotation:
+                raise ValueError("any_rotation: a network says nothing about angles; it finds turned things as it is")
+        previous = self.learnt_.scorer if resume and hasattr(self, "learnt_") else None
+        if resume and not isinstance(previous, Network):
+            raise ValueError("resume: there is no network to train further; fit one with kind='learned', or load it")
+        task = Task(
+            *as_training(images, boxes, negatives, ignore),
             complete=complete,
-            random=np.random.default_rng(self.random_state),
+            scales=scales,
+            cells=cells,
+            components=components,
+            upright=self.upright,
+            any_rotation=self.any_rotation,
+            random_state=self.random_state,
         )
-        kernel, samples = learn(scenes)
-        calibration = None
-        if complete and len(scenes) > 1:
-            calibration = from_folds(scenes, kernel, samples)
-        elif complete and all(len(half.boxes) for half in scenes[0].halves()):
-            halves = scenes[0].halves()
-            calibration = from_folds(halves, *learn(halves))
-        calibration = calibration or from_examples(scenes, kernel, samples)
-        return self._knowing(Learnt(kernel, calibration, pictures[0].shape[2], 0.5))
+        training = Training(budget, progress, clock or time.monotonic, previous)
+        if previous is not None:
+            self._check_channels(task.pictures[0].shape[2])
+            kind = kind_of(previous)
+        learnt = choose(task, training) if kind == "auto" else METHODS[kind](task, training)
+        if label is None and resume:
+            label = self.learnt_.label
+        self._knowing(replace(learnt, label=label))
+        self.interrupted_ = training.interrupted
+        return self
 
     def score_map(self, image: ArrayLike) -> NDArray[np.float32]:
         """Return the score, a probability, of a thing centred at each pixel, (H, W), the best over scales."""
@@ -204,7 +232,7 @@ class Detector:
         """
         threshold, floor, top = self._limits(threshold, top)
         picture = self._picture(image)
-        found = candidates(self.kernel_, picture, self.kernel_.maps_of(picture), floor, progress=progress)
+        found = candidates(self.kernel_, picture, maps_of(self.kernel_, picture), floor, progress=progress)
         return self._finds(distinct(found, top), (picture.width, picture.height))
 
     def find_in(
@@ -268,10 +296,12 @@ class Detector:
 
     def fingerprint(self) -> str:
         """Return a hash of all that the detector has learnt."""
-        kernel = self._fitted().kernel_
-        digest = hashlib.sha256(kernel.weights.tobytes() + kernel.eye.mix.tobytes())
-        rest = (kernel.template, kernel.eye.sigma, kernel.eye.tone, kernel.bias, kernel.levels, kernel.penalties)
-        digest.update(repr((rest, kernel.angles, self.learnt_.calibration)).encode())
+        scorer = self._fitted().kernel_
+        digest = hashlib.sha256(scorer.eye.mix.tobytes())
+        for name, array in sorted(scorer.arrays().items()):
+            digest.update(name.encode() + array.tobytes())
+        rest = (scorer.template, scorer.eye.sigma, scorer.eye.tone, scorer.levels, scorer.penalties, scorer.angles)
+        digest.update(repr((rest, self.learnt_.calibration)).encode())
         return digest.hexdigest()
 
     def anywhere(self, image: ArrayLike) -> float:
@@ -282,7 +312,7 @@ class Detector:
         prediction where both answers occur (log loss 0.47 against 0.38). Calibrated where `calibrated_`.
         """
         picture = self._picture(image)
-        found = candidates(self.kernel_, picture, self.kernel_.maps_of(picture))
+        found = candidates(self.kernel_, picture, maps_of(self.kernel_, picture))
         return float(self._probability(found.scores).max(initial=0.0))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -301,10 +331,10 @@ class Detector:
 
     def _knowing(self, learnt: Learnt) -> Detector:
         """The detector itself, fitted."""
-        self.learnt_ = learnt
-        self.kernel_, self.channels_, self.threshold_ = learnt.kernel, learnt.channels, learnt.threshold
+        self.learnt_, self.interrupted_, self.kind_ = learnt, False, kind_of(learnt.scorer)
+        self.kernel_, self.channels_, self.threshold_ = learnt.scorer, learnt.channels, learnt.threshold
         self.calibrated_ = learnt.calibration.calibrated
-        self.size_ = (learnt.kernel.template.width, learnt.kernel.template.height)
+        self.size_ = (learnt.scorer.template.width, learnt.scorer.template.height)
         return self
 
     def _fitted(self) -> Detector:
@@ -328,6 +358,7 @@ class Detector:
             scale=np.array([scale_of(level) for level in found.levels]),
             angle=found.angles,
             image_size=size,
+            label=self.learnt_.label,
             calibrated=self.calibrated_,
         )
 

@@ -21,6 +21,7 @@ LARGEST_VALUE = 1e30  # of a pixel: float32, in which pictures are averaged, end
 
 CONTRAST_FLOOR = 0.05  # local contrast below this share of the image's spread counts as noise
 CONTRAST_LIMIT = 3.0  # what stands out more than this many local standard deviations stands out no further
+ABSOLUTE_LIMIT = 6.0  # of averages as they are, in units of the image's spread
 STATISTICS_PIXELS = 20_000  # medians and spreads are taken over about so many pixels, evenly spaced
 LARGE, SAMPLED_ROWS = 1 << 24, 16  # from so many pixels on, in so many rows
 
@@ -178,7 +179,7 @@ class Eye:
     mix
         (K, C), K maps of features from C normalised channels.
     sigma
-        Standard deviation of the windows of the local contrast, in cells.
+        Standard deviation of the windows of the local contrast, in cells; 0: averages as they are.
     tone
         Weight of the absolute (not locally normalised) averages, appended as K further maps; 0 leaves them out.
     """
@@ -195,7 +196,7 @@ class Eye:
     @property
     def halo(self) -> int:
         """How many cells around a window its features depend on."""
-        return 2 * (len(gaussian(self.sigma)) // 2)
+        return 2 * (len(gaussian(self.sigma)) // 2) if self.sigma else 0
 
 
 def learn_mix(images: Sequence[NDArray[Any]], most: int) -> Floats:
@@ -309,6 +310,8 @@ class Picture:
 
 def see(averages: Floats, eye: Eye) -> Floats:
     """Return the features of cell averages (K, rows, columns): local contrast, and absolute values if `eye` wants."""
+    if not eye.sigma:
+        return np.clip(averages, -ABSOLUTE_LIMIT, ABSOLUTE_LIMIT)
     contrast = local_contrast(averages, eye.sigma)
     if not eye.tone:
         return contrast

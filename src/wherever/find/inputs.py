@@ -12,6 +12,7 @@ from wherever.find.boxes import Boxes, overlaps
 from wherever.find.features import as_image
 
 SMALLEST_BOX = 0.5  # pixels; boxes of one pixel are fine
+KINDS = ("closed", "head", "learned", "auto")
 SAME_BOX = 0.9  # intersection over union
 
 
@@ -63,8 +64,12 @@ def as_training(
     images: ArrayLike | Sequence[ArrayLike],
     boxes: ArrayLike | Sequence[ArrayLike | None],
     negatives: ArrayLike | Sequence[ArrayLike | None] | None,
-) -> tuple[list[NDArray[Any]], list[Boxes], list[Boxes]]:
-    """Return images (H, W, C), and the boxes and negatives of each, (n, 4), from one image or a sequence of images."""
+    ignore: ArrayLike | Sequence[ArrayLike | None] | None = None,
+) -> tuple[list[NDArray[Any]], list[Boxes], list[Boxes], list[Boxes]]:
+    """Return images (H, W, C), and boxes, negatives and regions to ignore of each, (n, 4).
+
+    Given are one image, or a sequence of images.
+    """
     several = isinstance(images, (list, tuple)) and any(np.ndim(image) >= 2 for image in images)
     if several:
         pictures = [as_image(image, f"images[{n}]") for n, image in enumerate(cast("Sequence[ArrayLike]", images))]
@@ -83,7 +88,7 @@ def as_training(
             f"all images must have the same number of channels; got {channels}; choose bands, or convert some of them"
         )
     checked = []
-    for given, name in ((boxes, "boxes"), (negatives, "negatives")):
+    for given, name in ((boxes, "boxes"), (negatives, "negatives"), (ignore, "ignore")):
         if given is None:
             each: Sequence[ArrayLike | None] = [None] * len(pictures)
         elif several:
@@ -100,7 +105,7 @@ def as_training(
         )
     if not any(len(b) for b in checked[0]):
         raise ValueError("there is no example: boxes must hold at least one box, x0, y0, x1, y1 in pixels")
-    for number, (examples, others) in enumerate(zip(*checked, strict=True)):
+    for number, (examples, others) in enumerate(zip(*checked[:2], strict=True)):
         if len(examples) and len(others) and (same := overlaps(examples, others) > SAME_BOX).any():
             x0, y0, x1, y1 = examples[np.flatnonzero(same.any(axis=1))[0]]
             where = f"boxes[{number}]" if several else "boxes"
@@ -108,7 +113,22 @@ def as_training(
                 f"{where}: the box x0={x0:g}, y0={y0:g}, x1={x1:g}, y1={y1:g} is marked both as an example and as a "
                 "negative; keep one of them"
             )
-    return pictures, checked[0], checked[1]
+    return pictures, checked[0], checked[1], checked[2]
+
+
+def as_kind(kind: str) -> str:
+    """Return the kind of detector, checked."""
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}")
+    return kind
+
+
+def as_budget(budget: float) -> float:
+    """Return the seconds that training may take, checked."""
+    seconds = float(budget) if isinstance(budget, (int, float, np.number)) and not isinstance(budget, bool) else -1.0
+    if not 0 < seconds < np.inf:
+        raise ValueError(f"budget must be a number of seconds above 0; got {budget!r}")
+    return seconds
 
 
 def as_count(value: int, name: str) -> int:

@@ -23,8 +23,7 @@ from wherever.find.features import (
     sampling,
     see,
 )
-from wherever.find.sweep import Candidates, Kernel, most_peaks, peaks, scale_of
-from wherever.ops import conv
+from wherever.find.sweep import Candidates, Scorer, most_peaks, peaks, scale_of
 from wherever.tiles.axes import Interval
 from wherever.tiles.graph import Box
 from wherever.tiles.grid import SHARE, Grid
@@ -40,22 +39,22 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A kernel, a source, and what has to be known of the whole source beforehand.
+    """A scorer, a source, and what has to be known of the whole source beforehand.
 
     Attributes
     ----------
-    kernel : Kernel
+    scorer : Scorer
     source : Source
     statistics : (array (C,), float)
         The median of each channel, and the spread: what `channel_statistics` says of the whole.
     """
 
-    kernel: Kernel
+    scorer: Scorer
     source: Source
     statistics: tuple[NDArray[np.float64], float]
 
     @classmethod
-    def of(cls, kernel: Kernel, source: Source) -> Sweep:
+    def of(cls, scorer: Scorer, source: Source) -> Sweep:
         """Take the statistics of a source."""
         high, wide, _ = source.shape
         down, across = sampling(high, wide)
@@ -64,13 +63,13 @@ class Sweep:
             found = _statistics(source, max(1, down // _DENSER), max(1, across // _DENSER))
         if found is None:
             found = np.zeros(source.shape[2]), 1.0
-        return cls(kernel, source, found)
+        return cls(scorer, source, found)
 
     # ------------------------------------------------------------------------------------------------------ geometry
 
     def cell(self, index: int) -> float:
         """Pixels of a cell of a level."""
-        return self.kernel.template.cell * scale_of(self.kernel.levels[index])
+        return self.scorer.template.cell * scale_of(self.scorer.levels[index])
 
     def cells(self, index: int) -> Span:
         """Rows and columns of cells of a level of the whole picture."""
@@ -80,24 +79,15 @@ class Sweep:
 
     def places(self, index: int) -> Span:
         """Rows and columns of windows of a level."""
-        template = self.kernel.template
-        rows, columns = self.cells(index)
-        up, left = template.padding
-        return rows + 2 * up - template.rows + 1, columns + 2 * left - template.columns + 1
-
-    def first(self, axis: int) -> float:
-        """Where the centre of the first window lies, in cells."""
-        template = self.kernel.template
-        return (template.rows, template.columns)[axis] / 2 - template.padding[axis]
+        rows, columns = (self.scorer.template.places(n, axis) for axis, n in enumerate(self.cells(index)))
+        return rows, columns
 
     def looked_at(self, index: int, windows: Box) -> Box:
         """The cells that windows of a level depend on, with the neighbourhoods of their contrast."""
-        template, halo = self.kernel.template, self.kernel.eye.halo
-        found = []
-        for (low, high), n, size, before in zip(
-            windows, self.cells(index), (template.rows, template.columns), template.padding, strict=True
-        ):
-            found.append((max(low - before - halo, 0), min(high - before + size - 1 + halo, n)))
+        halo, found = self.scorer.eye.halo, []
+        for axis, ((low, high), n) in enumerate(zip(windows, self.cells(index), strict=True)):
+            first, last = self.scorer.template.covered(low, high, axis)
+            found.append((max(first - halo, 0), min(last + halo, n)))
         return tuple(found)
 
     def pixels(self, index: int, cells: Box) -> Box:
@@ -113,21 +103,21 @@ class Sweep:
 
     def memory(self, box: Box) -> int:
         """Bytes that a tile of this many pixels takes at most, as far as can be told beforehand."""
-        kernel, (_, _, bands) = self.kernel, self.source.shape
+        scorer, (_, _, bands) = self.scorer, self.source.shape
         pixels, most = 0, 0.0
-        for index in range(len(kernel.levels)):
+        for index in range(len(scorer.levels)):
             windows = self.windows_of(index, box, 1)
             cells = self.looked_at(index, windows)
             (a, b), (c, d) = self.pixels(index, cells)
             pixels = max(pixels, (b - a) * (d - c))
             number = math.prod(high - low for low, high in cells)
             # Averages along one axis; maps, and what their contrast takes; scores of every angle, and their maxima.
-            along = (cells[0][1] - cells[0][0]) * (d - c) * max(bands, len(kernel.eye.mix)) * 8
-            most = max(most, number * 4 * (10 * kernel.eye.maps + bands + 3 * len(kernel.angles) + 6) + along)
-        mixed = bands > len(kernel.eye.mix)
+            along = (cells[0][1] - cells[0][0]) * (d - c) * max(bands, len(scorer.eye.mix)) * 8
+            most = max(most, number * 4 * (10 * scorer.eye.maps + bands + 3 * len(scorer.angles) + 6) + along)
+        mixed = bands > len(scorer.eye.mix)
         each = 2 * self.source.bytes_of_pixel + (8 if self.source.dtype.itemsize > 2 else 4) * bands
-        each += (4 * len(kernel.eye.mix) * 3 if mixed else 4 * bands) + (2 * bands + 5 if self._may_miss else 0)
-        return int(pixels * each + most) + _FIXED
+        each += (4 * len(scorer.eye.mix) * 3 if mixed else 4 * bands) + (2 * bands + 5 if self._may_miss else 0)
+        return int(pixels * each + most) + _FIXED + scorer.memory
 
     @property
     def _may_miss(self) -> bool:
@@ -166,12 +156,13 @@ class Sweep:
 
         Boxes that cut a picture cut the windows of every level into parts, each in one of them.
         """
-        cell, found = self.cell(index), []
+        template, found = self.scorer.template, []
+        pitch = template.pitch(self.scorer.levels[index])
         for axis, ((low, high), n, count) in enumerate(
             zip(box, self.source.shape[:2], self.places(index), strict=True)
         ):
-            first = 0 if low == 0 else math.ceil(low / cell - self.first(axis) - 1e-9)
-            last = count if high == n else math.ceil(high / cell - self.first(axis) - 1e-9)
+            first = 0 if low == 0 else math.ceil(low / pitch - template.first(axis) - 1e-9)
+            last = count if high == n else math.ceil(high / pitch - template.first(axis) - 1e-9)
             first, last = min(max(first, 0), count), min(max(last, 0), count)
             found.append((max(first - ring, 0), min(last + ring, count)) if first < last else (first, first))
         return tuple(found)
@@ -188,35 +179,29 @@ class Sweep:
                     f"{self.source.name}: has values as large as {largest:.3g}, more than {LARGEST_VALUE:g}; if they "
                     "stand for missing pixels, declare them as no-data, else scale the image"
                 )
-        return Picture(window, self.kernel.eye.mix, self.statistics)
+        return Picture(window, self.scorer.eye.mix, self.statistics)
 
-    def scores(self, index: int, windows: Box, picture: Picture, pixels: Box, bank: Floats) -> tuple[Floats, Any]:
+    def scores(self, index: int, windows: Box, picture: Picture, pixels: Box) -> tuple[Floats, Any]:
         """Return the best score over the angles of some windows of a level, and the index of its angle."""
-        kernel, cell = self.kernel, self.cell(index)
+        scorer, cell = self.scorer, self.cell(index)
         cells = self.looked_at(index, windows)
         (top, bottom), (left, right) = cells
         (y, _), (x, _) = pixels
         averages = picture.cells(cell, top * cell - y, left * cell - x, bottom - top, right - left)
-        maps = see(averages, kernel.eye)
+        maps = see(averages, scorer.eye)
         # Only cells with their whole neighbourhood are right; where the picture ends, it is whole.
-        template, pads, keep = kernel.template, [], []
-        for (low, high), (a, _), n, size, before in zip(
-            windows, cells, self.cells(index), (template.rows, template.columns), template.padding, strict=True
-        ):
-            first, last = low - before, high - before + size - 1
+        pads, keep = [], []
+        for axis, ((low, high), (a, _), n) in enumerate(zip(windows, cells, self.cells(index), strict=True)):
+            first, last = scorer.template.covered(low, high, axis)
             pads.append((max(-first, 0), max(last - n, 0)))
             keep.append(slice(max(first, 0) - a, min(last, n) - a))
-        scores = conv(maps[:, keep[0], keep[1]], bank, padding=pads)
-        scores += np.float32(kernel.bias - kernel.penalties[index])
-        if len(bank) == 1:
-            return scores[0], np.zeros(scores.shape[1:], np.intp)
-        return scores.max(axis=0), scores.argmax(axis=0)
+        return scorer.scores(maps[:, keep[0], keep[1]], pads, scorer.penalties[index])
 
     def candidates(self, box: Box, floor: float, most: int) -> Candidates:
         """Return the peaks of every level whose centres lie in a box of pixels."""
-        kernel, bank = self.kernel, self.kernel.turned
+        scorer = self.scorer
         high, wide, _ = self.source.shape
-        levels = [(index, self.windows_of(index, box)) for index in range(len(kernel.levels))]
+        levels = [(index, self.windows_of(index, box)) for index in range(len(scorer.levels))]
         levels = [(index, inner) for index, inner in levels if all(a < b for a, b in inner)]
         found = []
         if levels:
@@ -225,30 +210,30 @@ class Sweep:
             pixels = tuple((min(s[axis][0] for s in seen), max(s[axis][1] for s in seen)) for axis in (0, 1))
             picture = self.picture(pixels)
         for index, inner in levels:
-            ring, level = rings[index], kernel.levels[index]
-            scores, which = self.scores(index, ring, picture, pixels, bank)
+            ring, level = rings[index], scorer.levels[index]
+            scores, which = self.scores(index, ring, picture, pixels)
             rows, columns = peaks(scores, floor, scores.size)
             keep = np.ones(len(rows), bool)
             for place, (a, b), (start, _) in zip((rows, columns), inner, ring, strict=True):
                 keep &= (place + start >= a) & (place + start < b)
             rows, columns = rows[keep], columns[keep]
-            value, angles = scores[rows, columns].astype(np.float64), np.asarray(kernel.angles)[which[rows, columns]]
+            value, angles = scores[rows, columns].astype(np.float64), np.asarray(scorer.angles)[which[rows, columns]]
             rows, columns = rows + ring[0][0], columns + ring[1][0]
-            centre = kernel.template.centre(rows, columns, level)
-            boxes = clip(kernel.template.boxes(centre, scale_of(level), angles), wide, high)
+            centre = scorer.template.centre(rows, columns, level)
+            boxes = clip(scorer.template.boxes(centre, scale_of(level), angles), wide, high)
             inside = np.all((centre > 0) & (centre < [wide, high]), axis=1)
             found.append(best(Candidates(boxes, value, np.full(len(rows), level), angles, rows, columns), most, inside))
         return joined(found)
 
     def score_map(self, box: Box) -> Floats:
         """Return the best score over levels and angles of a thing centred at each pixel of a box."""
-        kernel, bank = self.kernel, self.kernel.turned
+        scorer, template = self.scorer, self.scorer.template
         (y0, y1), (x0, x1) = box
         windows, seen = [], []
-        for index in range(len(kernel.levels)):
+        for index in range(len(scorer.levels)):
             ends: list[Interval] = []
             for axis, ((low, high), count) in enumerate(zip(box, self.places(index), strict=True)):
-                _, before = neighbours(low, high, count, self.cell(index), self.first(axis))
+                _, before = neighbours(low, high, count, template.pitch(scorer.levels[index]), template.first(axis))
                 ends.append((int(before.min()), min(int(before.max()) + 2, count)))
             windows.append(tuple(ends))
             seen.append(self.pixels(index, self.looked_at(index, windows[-1])))
@@ -256,11 +241,11 @@ class Sweep:
         picture = self.picture(pixels)
         result = np.full((y1 - y0, x1 - x0), -np.inf, np.float32)
         for index, held in enumerate(windows):
-            scores, _ = self.scores(index, held, picture, pixels, bank)
+            scores, _ = self.scores(index, held, picture, pixels)
             rows, columns = self.places(index)
-            cell = self.cell(index)
-            down = interpolation(y1 - y0, rows, cell, self.first(0), y0, held[0])
-            across = interpolation(x1 - x0, columns, cell, self.first(1), x0, held[1])
+            pitch = template.pitch(scorer.levels[index])
+            down = interpolation(y1 - y0, rows, pitch, template.first(0), y0, held[0])
+            across = interpolation(x1 - x0, columns, pitch, template.first(1), x0, held[1])
             np.maximum(result, down @ (across @ scores.T).T, out=result)
         return result
 
@@ -310,9 +295,9 @@ def all_candidates(
     """Return the peaks of a whole source at every level, in the order in which a sweep of the whole gives them."""
     high, wide, _ = sweep.source.shape
     most = most_peaks(high, wide)
-    kept: list[list[Candidates]] = [[] for _ in sweep.kernel.levels]
+    kept: list[list[Candidates]] = [[] for _ in sweep.scorer.levels]
     for done, found in enumerate(_each(sweep, cut, floor, most, client), 1):
-        for level, parts in zip(sweep.kernel.levels, kept, strict=True):
+        for level, parts in zip(sweep.scorer.levels, kept, strict=True):
             parts.append(found[found.levels == level])
             if sum(len(part) for part in parts) > 4 * most:
                 parts[:] = [best(joined(parts), most)]

@@ -12,9 +12,9 @@ import scipy.optimize
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from wherever.find.boxes import Boxes, centres, clip, overlaps, sizes
+from wherever.find.boxes import Boxes, centres, clip, inside, overlaps, sizes
 from wherever.find.features import Eye, Floats, Picture
-from wherever.find.sweep import LEVELS_PER_OCTAVE, Kernel, MapsOfLevel, Template, candidates, scale_of
+from wherever.find.sweep import LEVELS_PER_OCTAVE, Kernel, MapsOfLevel, Scorer, Template, candidates, scale_of
 
 NORMAL_MAD = 1.4826  # standard deviation of a normal distribution, in units of its median absolute deviation
 BACKGROUND_WINDOWS = 2500  # drawn from all pictures and levels together
@@ -34,12 +34,16 @@ NEGATIVES_SHARE = 0.06  # weight of all that is marked as not the thing, relativ
 
 @dataclass
 class Scene:
-    """A picture to learn from, what is marked in it, and its feature maps as far as they were needed."""
+    """A picture to learn from, what is marked in it, and its feature maps as far as they were needed.
+
+    Boxes are examples, negatives are not the thing, and ignored regions are not looked at.
+    """
 
     picture: Picture
     boxes: Boxes
     negatives: Boxes
     maps: dict[int, Floats] = field(default_factory=dict)
+    ignored: Boxes = field(default_factory=lambda: np.zeros((0, 4)))
 
     def maps_at(self, level: int, eye: Eye, template: Template) -> Floats:
         """Return the feature maps at a level, computed once."""
@@ -47,9 +51,9 @@ class Scene:
             self.maps[level] = self.picture.features(eye, template.cell * scale_of(level))
         return self.maps[level]
 
-    def maps_of(self, kernel: Kernel) -> MapsOfLevel:
+    def maps_of(self, scorer: Scorer) -> MapsOfLevel:
         """Return the function from levels to feature maps."""
-        return lambda level: self.maps_at(level, kernel.eye, kernel.template)
+        return lambda level: self.maps_at(level, scorer.eye, scorer.template)
 
     def halves(self) -> list[Scene]:
         """Return the two halves of the scene, cut across its longer side where both keep half of the boxes.
@@ -63,11 +67,12 @@ class Scene:
         parts = []
         for low, high in ((0, cut), (cut, length)):
             shift = np.array([low, 0, low, 0] if wide else [0, low, 0, low], np.float64)
-            kept = [b[(b[:, axis] >= low) & (b[:, axis + 2] <= high)] - shift for b in (self.boxes, self.negatives)]
+            marked = (self.boxes, self.negatives)
+            kept = [b[(b[:, axis] >= low) & (b[:, axis + 2] <= high)] - shift for b in marked]
             picture = (
                 self.picture.part(slice(0, None), slice(low, high)) if wide else self.picture.part(slice(low, high))
             )
-            parts.append(Scene(picture, kept[0], kept[1]))
+            parts.append(Scene(picture, kept[0], kept[1], ignored=self.ignored - shift))
         return parts
 
 
@@ -178,7 +183,7 @@ def background_windows(
         rows, columns = np.divmod(random.integers(0, maps[0].size, size=2 * each), maps.shape[2])
         boxes = template.boxes(template.centre(rows, columns, level), scale_of(level), np.zeros(len(rows)))
         boxes = clip(boxes, scene.picture.width, scene.picture.height)
-        keep = np.flatnonzero(apart(boxes, scene.boxes))[:each]
+        keep = np.flatnonzero(apart(boxes, scene.boxes) & ~inside(boxes, scene.ignored))[:each]
         found.append(windows_at(maps, template, rows[keep], columns[keep]))
     return np.concatenate(found)
 
@@ -236,7 +241,7 @@ def logistic(examples: Floats, background: Floats, emphasis: NDArray[np.float64]
 def mined(scene: Scene, kernel: Kernel, most: int) -> Floats:
     """Return the windows, turned back upright, of the best candidates that are none of the boxes, (n, features)."""
     found = candidates(kernel, scene.picture, scene.maps_of(kernel), most=PEAKS_A_LEVEL)
-    found = found[apart(found.boxes, scene.boxes)]
+    found = found[apart(found.boxes, scene.boxes) & ~inside(found.boxes, scene.ignored)]
     found = found[np.argsort(-found.scores)[:most]]
     template = kernel.template
     windows = np.empty((len(found), kernel.weights.size), np.float32)
