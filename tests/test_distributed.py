@@ -174,6 +174,24 @@ def test_detectors_and_models_on_a_cluster(cluster, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_reductions_on_a_cluster(cluster, tmp_path):
+    image, slow = np.random.default_rng(0).integers(0, 255, (200, 180), np.uint8), filtering()
+    tifffile.imwrite(tmp_path / "in.tif", image, tile=(64, 64))
+    options = {"halo": 2, "tile": 64}
+    here, there = (
+        tiles.peaks(slow, tmp_path / "in.tif", threshold=140, radius=2, client=c, **options) for c in (None, cluster)
+    )
+    assert len(here) > 5
+    for name in ("rows", "columns", "values"):
+        assert np.array_equal(getattr(here, name), getattr(there, name))
+    counts = tiles.histogram(slow, tmp_path / "in.tif", [0, 100, 120, 255], client=cluster, **options)
+    assert np.array_equal(counts, tiles.histogram(slow, tmp_path / "in.tif", [0, 100, 120, 255], **options))
+    best = float(here.values[0])
+    assert tiles.anywhere(slow, tmp_path / "in.tif", best, client=cluster, **options)
+    assert not tiles.anywhere(slow, tmp_path / "in.tif", best + 1, client=cluster, **options)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_errors_on_a_cluster_name_the_file(cluster, tmp_path):
     image = np.zeros((96, 64), np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", image, tile=(32, 32), compression="zlib")

@@ -19,7 +19,7 @@ from wherever import ops
 from wherever.problem import Boundary, ConvProblem, Padding, one_of
 from wherever.tiles.axes import Spread, Window, continued, locate, real
 from wherever.tiles.graph import Box
-from wherever.tiles.work import Array, Recipe, Work
+from wherever.tiles.work import Array, Recipe, Reduce, Work, compute
 
 __all__ = ["conv", "conv_transpose", "convolve", "correlate"]
 
@@ -84,10 +84,11 @@ def each_there(client: Any, function: Callable[[Any], Any], items: Sequence[Any]
 
 
 def computed_there(
-    client: Any, recipe: Recipe, todo: Sequence[tuple[int, tuple[Box, ...]]]
-) -> Iterator[tuple[int, tuple[Box, ...], Array]]:
-    """Compute tiles of some work on a cluster, whose workers read the source themselves."""
-    for place, values in each_there(client, _Tiles(recipe), [boxes[0] for _, boxes in todo]):
+    client: Any, recipe: Recipe, todo: Sequence[tuple[int, tuple[Box, ...]]], reduce: Reduce | None = None
+) -> Iterator[tuple[int, tuple[Box, ...], Any]]:
+    """Compute tiles of some work on a cluster, whose workers read the source themselves, or what is made of each."""
+    tiles = _Tiles(recipe, reduce or compute)
+    for place, values in each_there(client, tiles, [boxes[0] for _, boxes in todo]):
         number, boxes = todo[place]
         yield number, boxes, values
 
@@ -95,13 +96,13 @@ def computed_there(
 class _Tiles:
     """Computes tiles in a worker, which makes the work once."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, reduce: Reduce) -> None:
+        self.recipe, self.reduce = recipe, reduce
         self.work: Work | None = None
 
-    def __call__(self, box: Box) -> Array:
+    def __call__(self, box: Box) -> Any:
         self.work = self.work or self.recipe.work()
-        return self.work.compute(box)
+        return self.reduce(self.work, box)
 
 
 def _itself(value: Any) -> Any:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from wherever.cli import main
+from wherever.cli import large, main
+from wherever.cli.progress import Steps
+from wherever.files.windows import open_window
 
 DISC = ["--example", "20,20,12,12"]
 GEO = [
@@ -47,12 +49,15 @@ def rows_of(path: Path) -> list[list[float]]:
     return sorted([float(row[name]) for name in ("x0", "y0", "x1", "y1")] for row in rows)
 
 
-def test_what_is_beyond_the_budget_has_the_same_finds(run: Any, tmp_path: Path) -> None:
+def test_what_is_beyond_the_budget_has_the_same_finds(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image, number = discs(1300, 1500)
     tifffile.imwrite("a.tif", image, tile=(128, 128), compression="zlib")
-    assert run("a.tif", *DISC, "--save", "disc.detector", "--out", "whole")[0] == 0
+    assert run("a.tif", *DISC, "--save", "disc.detector", "--out", "whole", "--scores", "none")[0] == 0
+    monkeypatch.setattr(large, "is_huge", lambda source, memory: True)
     code, out, err = run(
-        "a.tif", "--detector", "disc.detector", "--memory", "48MiB", "--out", "parts", "--scores", "tif", "--coco"
+        "a.tif", "--detector", "disc.detector", "--memory", "80MiB", "--out", "parts", "--scores", "tif", "--coco"
     )
     assert (code, err) == (0, "")
     assert f"{number} finds" in out
@@ -61,6 +66,28 @@ def test_what_is_beyond_the_budget_has_the_same_finds(run: Any, tmp_path: Path) 
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == files
     assert tifffile.imread("parts/scores.tif").shape == image.shape
     assert len(json.loads((tmp_path / "parts/finds.coco.json").read_text())["annotations"]) == number
+
+
+def test_the_heat_map_of_a_large_picture_is_as_small_as_its_overlay(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    from wherever.cli import searching
+    from wherever.find import Detector
+
+    monkeypatch.setattr(large, "OVERVIEW", 500)
+    monkeypatch.setattr(large, "is_huge", lambda source, memory: True)
+    image, _ = discs(1300, 1500)
+    tifffile.imwrite("a.tif", image, tile=(128, 128), compression="zlib")
+    assert run("a.tif", *DISC, "--memory", "80MiB", "--save", "disc.detector")[0] == 0
+    with Image.open("finds/scores.png") as shown, Image.open("finds/overlay.png") as overlay:
+        assert shown.size == overlay.size
+    # Each pixel is the best of the 3 x 3 that it stands for.
+    model = Detector.load("disc.detector")
+    search = searching.Search(model, None, None, None, 80 << 20, None, Steps(1, quiet=True))
+    heat = search.heat(open_window("a.tif"))
+    assert np.allclose(
+        heat, np.pad(model.score_map(image), ((0, 2), (0, 0))).reshape(434, 3, 500, 3).max((1, 3)), atol=1e-5
+    )
 
 
 def test_examples_on_a_picture_beyond_the_budget(run: Any) -> None:
@@ -120,7 +147,7 @@ def run_on(run: Any, image: np.ndarray) -> tuple[int, str, str]:
     return found
 
 
-def test_declared_no_data_needs_no_option_but_other_gaps_do(run: Any) -> None:
+def test_declared_no_data_needs_no_option_but_other_gaps_do(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     image = discs(120, 160)[0].astype(np.float32)
     image[100:110, 100:110] = -9999
     tifffile.imwrite("a.tif", image, extratags=[(42113, "s", 6, "-9999", True)])
@@ -128,8 +155,9 @@ def test_declared_no_data_needs_no_option_but_other_gaps_do(run: Any) -> None:
     big = np.tile(discs(600, 700)[0].astype(np.float32), (2, 2))
     big[50, 60] = np.nan
     tifffile.imwrite("b.tif", big, tile=(64, 64))
-    code, _, err = run("b.tif", *DISC, "--memory", "48MiB")
+    monkeypatch.setattr(large, "is_huge", lambda source, memory: True)
+    code, _, err = run("b.tif", *DISC, "--memory", "80MiB")
     assert code == 2
     assert "1 pixel with NaN" in err
     assert "--missing" in err
-    assert run("b.tif", *DISC, "--memory", "48MiB", "--missing", "--json")[0] == 0
+    assert run("b.tif", *DISC, "--memory", "80MiB", "--missing", "--json")[0] == 0

@@ -134,9 +134,27 @@ def test_georeferences_are_kept(tmp_path):
     assert place.epsg == 32633
     assert np.array_equal(place.apply([[0, 0], [50, 40]]), [[500000, 4600000], [500500, 4599600]])
     out = tiles.map(lambda part: part, tmp_path / "a.tif", halo=0, out=tmp_path / "b.tif")
-    again = open_window(out).georeference
-    assert again.epsg == 32633
+    assert_same_place(open_window(out).georeference, place)
+    pytest.importorskip("zarr")
+    out = tiles.map(lambda part: part, tmp_path / "a.tif", halo=0, out=tmp_path / "b.zarr")
+    assert_same_place(open_window(out).georeference, place)
+
+
+def assert_same_place(again, place):
+    assert again.epsg == place.epsg
     assert np.allclose(again.apply([[3, 4]]), place.apply([[3, 4]]))
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_sizes_of_pixels_are_kept(suffix, tmp_path):
+    from wherever import tiles
+
+    pytest.importorskip("zarr")
+    with tifffile.TiffWriter(tmp_path / "a.tif", ome=True) as tiff:
+        sizes = {"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}
+        tiff.write(numbers((40, 50), np.uint8), tile=(16, 16), metadata=sizes)
+    out = tiles.map(lambda part: part, tmp_path / "a.tif", halo=0, out=tmp_path / f"b{suffix}")
+    assert np.allclose(open_window(out).spacing, (0.5, 0.25))
 
 
 def test_centres_of_pixels_are_counted_as_such(tmp_path):
@@ -158,6 +176,29 @@ def test_no_data_values(tmp_path):
     values = source.values((0, 20), (0, 30))[:, :, 0]
     assert values.dtype == np.float32
     assert np.array_equal(np.isnan(values), image == 255)
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_masks_say_what_is_missing(bands, tmp_path):
+    """Pages as GDAL writes them: the picture, its mask, and both at half the resolution."""
+    image = numbers((64, 48, 3), np.uint8)[:, :, :bands].squeeze()
+    there = numbers((64, 48), np.uint8) > 60
+    colours = {"photometric": "rgb"} if bands == 3 else {}
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for step, reduced in ((1, 0), (2, 1)):
+            tiff.write(image[::step, ::step], subfiletype=reduced, tile=(16, 16), metadata=None, **colours)
+            tiff.write(there[::step, ::step], subfiletype=4 + reduced, photometric="mask", metadata=None)
+    source = open_window(tmp_path / "a.tif")
+    assert source.masked
+    assert source.shape == (64, 48, bands)
+    for opened in (source, pickle.loads(pickle.dumps(source)), open_window(source, [bands - 1])):
+        values = opened.values((5, 60), (7, 48))
+        assert values.dtype == np.float32
+        assert np.array_equal(np.isnan(values).all(2), ~there[5:60, 7:48])
+        assert np.array_equal(np.isnan(values).any(2), ~there[5:60, 7:48])
+    assert np.array_equal(source.read((0, 64), (0, 48)), image.reshape(64, 48, bands))
+    assert np.array_equal(read_image(tmp_path / "a.tif"), image)
+    source.close()
 
 
 @pytest.mark.parametrize("interleave", ["bsq", "bil", "bip"])

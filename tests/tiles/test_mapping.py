@@ -182,15 +182,43 @@ def test_a_full_disk_keeps_what_is_there(picture, monkeypatch):
     assert np.array_equal(np.load(out), smooth(image))
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
-def test_a_folder_that_cannot_be_written_is_known_at_once(picture):
+def test_a_folder_that_cannot_be_written_is_known_at_once(picture, monkeypatch):
     path, _ = picture
+    if os.geteuid() == 0:  # who writes anywhere: what the system says to others
+
+        def refuse(folder, *args, **kwargs):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+        monkeypatch.setattr(Path, "mkdir", refuse)
     path.parent.chmod(0o500)
     try:
-        with pytest.raises(OSError, match=r"cannot write .*Permission denied"):
+        with pytest.raises(OSError, match=r"cannot write .*map.tif: Permission denied .*; choose another place"):
             tiles.map(smooth, path, halo=2, out=path.with_name("map.tif"))
     finally:
         path.parent.chmod(0o700)
+
+
+def test_two_runs_do_not_write_the_same_map(picture):
+    path, image = picture
+    out = path.with_name("map.npy")
+
+    def others(done, total):
+        with pytest.raises(OSError, match=r"cannot write .*map.npy: another run is writing it"):
+            tiles.map(smooth, path, halo=2, out=out)
+        with pytest.raises(OSError, match="another run"):
+            tiles.salvage(out)
+
+    tiles.map(lambda part: part, path, halo=0, tile=150, out=out, progress=others)
+    assert np.array_equal(np.load(out), image)
+    with pytest.raises(ValueError, match=r"out: .*in.tif is the source itself"):
+        tiles.map(smooth, path, halo=2, out=path)
+
+
+def test_a_file_in_place_of_a_folder_is_known_at_once(picture):
+    path, _ = picture
+    with pytest.raises(OSError, match=r"cannot write .*map.tif: Not a directory"):
+        tiles.map(smooth, path, halo=2, out=path / "map.tif")
+    assert tifffile.imread(path).shape == (300, 280, 3)
 
 
 def test_a_missing_folder_is_known_at_once(picture):
@@ -223,6 +251,20 @@ def test_peaks_are_those_of_the_whole(tile):
     assert (np.diff(found.values) <= 0).all()
     few = tiles.peaks(lambda part: part, image, halo=0, threshold=30, radius=2, tile=tile, most=7)
     assert np.array_equal(few.rows, found.rows[:7])
+
+
+def test_peaks_of_many_rows_are_those_of_the_whole():
+    image = np.random.default_rng(3).integers(0, 1000, (700, 30)).astype(np.int16)
+    found = tiles.peaks(lambda part: part, image, halo=0, threshold=900, radius=4)
+    high = (image >= scipy_ndimage.maximum_filter(image, 9)) & (image >= 900)
+    assert set(zip(found.rows.tolist(), found.columns.tolist(), strict=True)) == set(
+        zip(*np.nonzero(high), strict=True)
+    )
+    assert np.array_equal(found.values, image[found.rows, found.columns])
+    with pytest.raises(ValueError, match="band: 1 is not one of the map's 1"):
+        tiles.peaks(lambda part: part, image, halo=0, band=1)
+    with pytest.raises(ValueError, match="radius: 0"):
+        tiles.peaks(lambda part: part, image, halo=0, radius=0)
 
 
 def test_reductions_are_those_of_the_whole(picture):

@@ -27,7 +27,7 @@ from wherever.cli.common import (
     parse_scales,
     plural,
 )
-from wherever.cli.find import train
+from wherever.cli.examples import train
 from wherever.cli.progress import Steps
 from wherever.files.boxes import Annotation, read_boxes
 from wherever.files.images import locate

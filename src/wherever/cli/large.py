@@ -70,7 +70,7 @@ def read(name: str, bands: list[int] | None, memory: int, *, missing: bool) -> I
     if is_huge(source, memory):
         return source
     kind = type(source._source).__name__ if isinstance(source, BandsSource) else ""
-    if source.nodata is None and kind not in ("EnviSource", "ZarrSource"):
+    if source.nodata is None and not source.masked and kind not in ("EnviSource", "ZarrSource"):
         source.close()
         return load_image(name, bands, missing=missing)  # knows compressions that windows do not
     high, wide, count = source.shape
@@ -113,10 +113,15 @@ def around_examples(source: Source, item: Marked) -> list[tuple[Image, Marked]]:
     return found
 
 
-def overview(source: Source) -> tuple[Image, float]:
-    """Return every so-many-th pixel of a large picture, and how many pixels each stands for along an axis."""
+def overview_step(source: Source) -> int:
+    """Return how many pixels along an axis each pixel of an overview stands for."""
+    return max(1, -(-max(source.shape[:2]) // OVERVIEW))
+
+
+def overview(source: Source) -> Image:
+    """Return every so-many-th pixel of a large picture."""
     high, wide, _ = source.shape
-    step = max(1, -(-max(high, wide) // OVERVIEW))
+    step = overview_step(source)
     rows = max(source.pieces[0], 1)
     parts = []
     for top in range(0, high, rows):
@@ -124,4 +129,4 @@ def overview(source: Source) -> tuple[Image, float]:
         if first < min(top + rows, high):
             parts.append(source.values((first, min(top + rows, high)), (0, wide))[::step, ::step])
     image = np.concatenate(parts)
-    return (image[:, :, 0] if image.shape[2] == 1 else image), float(step)
+    return image[:, :, 0] if image.shape[2] == 1 else image

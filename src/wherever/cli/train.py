@@ -28,8 +28,8 @@ from wherever.cli.common import (
     parse_scales,
     plural,
 )
-from wherever.cli.find import saved_to
-from wherever.cli.find import train as fit
+from wherever.cli.examples import saved_to
+from wherever.cli.examples import train as fit
 from wherever.cli.large import expand
 from wherever.files.boxes import read_boxes
 from wherever.files.images import locate

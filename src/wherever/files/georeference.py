@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 _SCALE, _TIEPOINT, _TRANSFORM, _KEYS, _DOUBLES, _TEXT = 33550, 33922, 34264, 34735, 34736, 34737  # GeoTIFF 1.1
+_RESOLUTIONS, _UNIT, _CENTIMETRE = (282, 283), 296, 3  # TIFF 6.0
 _GEOGRAPHIC, _PROJECTED, _RASTER_TYPE = 2048, 3072, 1025  # its keys
 _USER_DEFINED = 32767
 _POINT = 2  # the raster type whose coordinates are those of the centres of pixels
+_AFFINE, _CODE, SPACING = "proj:transform", "proj:code", "micrometers_per_pixel"  # attributes of Zarr arrays
 _UNITS = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
@@ -45,6 +47,10 @@ class Georeference:
     def urn(self) -> str | None:
         """Name of the coordinate reference system, as GeoJSON files carry it."""
         return None if self.epsg is None else f"urn:ogc:def:crs:EPSG::{self.epsg}"
+
+    def attributes(self) -> dict[str, Any]:
+        """Return what a Zarr array is told, by the names of STAC's projection extension."""
+        return {_AFFINE: list(self.affine)} | ({} if self.epsg is None else {_CODE: f"EPSG:{self.epsg}"})
 
     def tiff_tags(self, step: float = 1.0) -> list[tuple[int, int, int, Any]]:
         """Return the tags of a GeoTIFF whose pixels are `step` pixels of this one wide: (code, type, count, value)."""
@@ -114,6 +120,30 @@ def of_envi(header: dict[str, str]) -> Georeference | None:
     elif "WGS84" in datum and parts[0].upper().startswith("GEOGRAPHIC"):
         epsg = 4326
     return Georeference(affine, epsg)
+
+
+def of_attributes(attributes: dict[str, Any]) -> Georeference | None:
+    """Return the georeference that a Zarr array's attributes tell; None if they tell none."""
+    affine, code = attributes.get(_AFFINE), str(attributes.get(_CODE, ""))
+    if not isinstance(affine, list | tuple) or len(affine) < 6 or not all(isinstance(v, int | float) for v in affine):
+        return None
+    a, b, c, d, e, f = (float(v) for v in affine[:6])
+    number = code.removeprefix("EPSG:")
+    return Georeference((a, b, c, d, e, f), int(number) if number.isdecimal() else None)
+
+
+def spacing_of_tiff(page: Any) -> tuple[float, float] | None:
+    """Return the size of pixels, x and y in micrometres, of a page that counts them by the centimetre.
+
+    Pixels an inch are how large a picture is to be printed.
+    """
+    if _UNIT not in page.tags or int(page.tags[_UNIT].value) != _CENTIMETRE:
+        return None
+    try:
+        x, y = (page.tags[code].value for code in _RESOLUTIONS)
+        return 1e4 * x[1] / x[0], 1e4 * y[1] / y[0]
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
 
 
 def spacing_of_ome(xml: str | None) -> tuple[float, float] | None:

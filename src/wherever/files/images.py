@@ -26,6 +26,7 @@ DEFAULT_MAX_PIXELS = 2**29
 _SAMPLE_SUFFIXES = (".png", ".jpg", ".gif")
 _PAGE = re.compile(r"(?P<path>.+)#(?P<page>\d+|bands)")
 ALL_PAGES = -1  # the page number that stands for all of them
+_MASK = 4  # the bit of a TIFF page's subfile type that says that it is a transparency mask
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NPY_MAGIC = b"\x93NUMPY"
 _PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
@@ -309,7 +310,7 @@ def _read_tiff(name: str, file: IO[bytes], page: int | None) -> Image:
             series = tiff.series[0]
             chosen, axes = [item for item in series.pages if item is not None], series.axes
             # Reduced copies (pyramids, thumbnails) are smaller; other pages of the same size are pictures of their own.
-            others = [item for item in pages if getattr(item, "shape", None) and not getattr(item, "is_reduced", False)]
+            others = pictures(pages)
             if len(tiff.series) > 1 and sum(item.shape[:2] == others[0].shape[:2] for item in others) > len(chosen):
                 raise several_pages(name, pages, "pictures of their own")
         first = chosen[0]
@@ -346,6 +347,16 @@ def _quiet_stderr() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nowhere)
+
+
+def is_mask(page: Any) -> bool:
+    """Tell whether a page of a TIFF file says which pixels of another are there."""
+    return bool(int(getattr(page, "subfiletype", 0)) & _MASK)
+
+
+def pictures(pages: list[Any]) -> list[Any]:
+    """Return the pages of a TIFF file that are neither reduced copies of others nor masks of them."""
+    return [p for p in pages if getattr(p, "shape", None) and not getattr(p, "is_reduced", False) and not is_mask(p)]
 
 
 def incomplete(page: Any, size: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,10 +16,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from wherever.files.georeference import Georeference
+from wherever.files.georeference import SPACING, Georeference
 from wherever.files.images import quiet
 from wherever.files.outputs import replacing
 from wherever.files.sources import Interval
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # where there are no such locks, nothing keeps two runs apart
+    fcntl = None  # type: ignore[assignment]
 
 SUFFIXES = (".tif", ".tiff", ".zarr", ".npy")
 PIECE = 256  # rows and columns of a tile of the file
@@ -46,7 +52,7 @@ class MapFile:
     resume : bool
         Use parts that are there.
     georeference, spacing
-        Of the map's pixels; kept in a TIFF.
+        Of the map's pixels; kept in TIFF and Zarr.
 
     Raises
     ------
@@ -86,6 +92,7 @@ class MapFile:
         self._records: dict[int, list[list[int]]] = {}
         try:
             self._parts.mkdir(exist_ok=True)
+            self._lock = self._alone()
             end = self._recover() if resume else 0
             self._data: IO[bytes] = (self._parts / _DATA).open("r+b" if end else "wb")
             self._data.truncate(end)
@@ -100,6 +107,19 @@ class MapFile:
             raise OSError(
                 error.errno, f"cannot write {self.path}: {error.strerror} ({where}); choose another place"
             ) from error
+
+    def _alone(self) -> IO[bytes]:
+        """Hold the parts for this run: two that write the same ones would spoil them."""
+        lock = (self._parts / "lock").open("wb")
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                raise OSError(errno.EBUSY, "another run is writing it") from None
+            except OSError:  # a file system without locks
+                pass
+        return lock
 
     def _recover(self) -> int:
         """Read the journal; return how many bytes of the parts it vouches for."""
@@ -157,7 +177,7 @@ class MapFile:
 
     def close(self) -> None:
         """Leave the parts as they are, for another run."""
-        for file in (self._data, self._journal):
+        for file in (self._data, self._journal, self._lock):
             with contextlib.suppress(OSError):  # what was not written is not in the journal
                 file.close()
 
@@ -257,6 +277,10 @@ class MapFile:
         array = zarr.create_array(
             store=str(temporary), shape=self.shape, chunks=chunks, dtype=self.dtype, fill_value=fill
         )
+        if self.georeference is not None:
+            array.attrs.update(self.georeference.attributes())
+        if self.spacing is not None:
+            array.attrs[SPACING] = list(self.spacing)
         for top, band in self._bands():
             array[top : top + len(band)] = band
         if self.path.exists():

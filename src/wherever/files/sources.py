@@ -32,6 +32,8 @@ class Source:
         Height and width of the pieces that it is stored in; reading whole ones is cheapest.
     nodata : float or None
         The value that stands for missing pixels.
+    masked : bool
+        Whether the file says of every pixel whether it is there: see `mask`.
     georeference : Georeference or None
         Where the pixels are on Earth.
     spacing : (float, float) or None
@@ -43,6 +45,7 @@ class Source:
     dtype: np.dtype[Any]
     pieces: tuple[int, int]
     nodata: float | None = None
+    masked: bool = False
     georeference: Georeference | None = None
     spacing: tuple[float, float] | None = None
 
@@ -53,20 +56,27 @@ class Source:
     def values(self, rows: Interval, columns: Interval) -> Image:
         """Return the pixels of some rows and columns, with NaN for those that are missing.
 
-        Integers become float32 (of more than 16 bits float64) where the picture declares a value for missing pixels.
-        A pixel is missing in a band where that band has the value.
+        Integers become float32 (of more than 16 bits float64) where the picture declares that pixels may be missing.
+        A pixel is missing in a band where that band has the value for it, and in all bands where the mask says so.
         """
         pixels = self.read(rows, columns)
-        if self.nodata is None or (pixels.dtype.kind == "f" and math.isnan(self.nodata)):
+        declared = self.nodata is not None and not (pixels.dtype.kind == "f" and math.isnan(self.nodata))
+        if not declared and not self.masked:
             return pixels
+        missing = pixels == np.array(self.nodata).astype(pixels.dtype) if declared else np.zeros(pixels.shape, bool)
+        if self.masked:
+            missing |= self.mask(rows, columns)[:, :, None]
         number = self.dtype_of_values
-        missing = pixels == np.array(self.nodata).astype(pixels.dtype)
         return np.where(missing, number.type(np.nan), pixels.astype(number))
+
+    def mask(self, rows: Interval, columns: Interval) -> npt.NDArray[np.bool_]:
+        """Return where pixels of some rows and columns are missing, (rows, columns), of a picture with a mask."""
+        raise NotImplementedError
 
     @property
     def dtype_of_values(self) -> np.dtype[Any]:
         """The type of what `values` returns."""
-        if self.nodata is None or self.dtype.kind == "f":
+        if (self.nodata is None and not self.masked) or self.dtype.kind == "f":
             return self.dtype
         return np.dtype(np.float32 if self.dtype.itemsize <= 2 else np.float64)
 
@@ -145,12 +155,16 @@ class BandsSource(Source):
             )
         self._source, self._bands = source, list(bands)
         self.name, self.dtype, self.pieces, self.nodata = source.name, source.dtype, source.pieces, source.nodata
-        self.georeference, self.spacing = source.georeference, source.spacing
+        self.masked, self.georeference, self.spacing = source.masked, source.georeference, source.spacing
         self.shape = (*source.shape[:2], len(self._bands))
 
     def read(self, rows: Interval, columns: Interval) -> Image:
         """Return the pixels of some rows and columns."""
         return self._source.read(rows, columns)[:, :, self._bands]
+
+    def mask(self, rows: Interval, columns: Interval) -> npt.NDArray[np.bool_]:
+        """Return where pixels of some rows and columns are missing."""
+        return self._source.mask(rows, columns)
 
     def fingerprint(self) -> str:
         """Return what tells this picture, in this state, from others."""

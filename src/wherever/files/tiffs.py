@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from wherever.files.georeference import of_tiff, spacing_of_ome
+from wherever.files.georeference import of_tiff, spacing_of_ome, spacing_of_tiff
 from wherever.files.images import (
     ALL_PAGES,
     Image,
     ImageError,
     check_stack,
     incomplete,
+    is_mask,
     missing_codec,
     missing_library,
     one_line,
+    pictures,
     quiet,
     several_pages,
 )
@@ -34,7 +37,8 @@ class TiffSource(Source):
     """A TIFF file: one page, or several whose bands belong together.
 
     Pieces that are not in the file (which writers leave out where all is empty) are the no-data value, or 0. A piece
-    that cannot be decoded is an ImageError that names it. Bands that the file marks as alpha are left out.
+    that cannot be decoded is an ImageError that names it. Bands that the file marks as alpha are left out. Pixels are
+    missing where a page of the same size, which the file calls a transparency mask, is 0.
     """
 
     def __init__(self, name: str, path: Path, page: int | None = None, level: int = 0) -> None:
@@ -82,9 +86,10 @@ class TiffSource(Source):
                 self.nodata = float(str(first.tags[_NODATA].value).strip().strip("\0"))
             except ValueError:
                 self.nodata = None
+        self._mask = self._mask_of(first)
+        self.masked = self._mask is not None
         self.georeference = of_tiff(first)
-        if self._tiff.is_ome:
-            self.spacing = spacing_of_ome(self._tiff.ome_metadata)
+        self.spacing = spacing_of_ome(self._tiff.ome_metadata) if self._tiff.is_ome else spacing_of_tiff(first)
         # Without compression, in one run and in this order, a page is an array in the file.
         self._mapped: Any = None
         if len(self._pages) == 1 and first.is_memmappable and not first.is_tiled and first.dtype != np.bool_:
@@ -106,13 +111,31 @@ class TiffSource(Source):
         if level >= len(levels):
             raise ImageError(f"{self.name}: the file has {len(levels)} level{'s' if len(levels) > 1 else ''}, from 0")
         chosen = [item for item in levels[level].pages if item is not None]
-        others = [item for item in pages if getattr(item, "shape", None) and not getattr(item, "is_reduced", False)]
+        others = pictures(pages)
         same = sum(item.shape[:2] == others[0].shape[:2] for item in others)
         if len(self._tiff.series) > 1 and same > len(chosen) and level == 0:
             raise several_pages(self.name, pages, "pictures of their own")
         if len(chosen) > 1 or len(series.axes) > 3:
             check_stack(self.name, series, pages, as_bands=page == ALL_PAGES)
         return [item.aspage() for item in chosen]
+
+    def _mask_of(self, first: Any) -> TiffSource | None:
+        """The mask that belongs to a page: the next one that is a mask of its size, before any other picture of it."""
+        pages = list(self._tiff.pages)
+        number = next((i for i, item in enumerate(pages) if item.index == first.index), None)
+        if number is None or is_mask(first):
+            return None
+        for later, item in enumerate(pages[number + 1 :], number + 2):
+            key = item.keyframe
+            if (key.imagelength, key.imagewidth) == (first.imagelength, first.imagewidth):
+                return TiffSource(self.name, self._path, later) if is_mask(item) else None
+        return None
+
+    def mask(self, rows: Interval, columns: Interval) -> npt.NDArray[np.bool_]:
+        """Return where pixels of some rows and columns are missing, by the file's mask."""
+        assert self._mask is not None
+        missing: npt.NDArray[np.bool_] = self._mask.read(rows, columns)[:, :, 0] == 0
+        return missing
 
     def read(self, rows: Interval, columns: Interval) -> Image:
         """Return the pixels of some rows and columns."""
@@ -219,6 +242,8 @@ class TiffSource(Source):
     def close(self) -> None:
         """Close the file."""
         self._tiff.close()
+        if self._mask is not None:
+            self._mask.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_tiff"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wherever.files.georeference import SPACING, of_attributes
 from wherever.files.images import Image, ImageError, one_line
 from wherever.files.sources import Interval, Source, file_state
 
@@ -54,6 +55,11 @@ class ZarrSource(Source):
             opened = opened[levels[level]["path"]]
         elif level:
             raise ImageError(f"{name}: is one array, which has no levels; leave out what follows the #")
+        attributes = dict(opened.attrs)
+        self.georeference = of_attributes(attributes)
+        sizes_known = attributes.get(SPACING)
+        if isinstance(sizes_known, list) and len(sizes_known) == 2:
+            self.spacing = float(sizes_known[0]), float(sizes_known[1])
         self._array = opened
         self._axes = self._order(tuple(opened.shape), axes)
         sizes = [opened.shape[axis] for axis in self._axes]

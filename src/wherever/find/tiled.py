@@ -336,7 +336,8 @@ class ScoreWork:
         """Cut the map into the largest tiles that fit into a budget of bytes."""
         # Beside the sweep there are the map of one level, the best, and probabilities in float64.
         pixels = self.sweep.source.bytes_of_pixel + 4 * self.shape[2] + 12
-        return self.sweep.grid(int(memory * pixels / (pixels + 28)))
+        fixed = _FIXED / SHARE
+        return self.sweep.grid(int(fixed + (memory - fixed) * pixels / (pixels + 28)))
 
     def cut(self, tile: Sequence[int]) -> Grid:
         """Cut the map into tiles."""

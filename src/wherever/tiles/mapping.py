@@ -19,10 +19,12 @@ from wherever.files.sources import Source
 from wherever.files.windows import open_window
 from wherever.tiles.graph import Box
 from wherever.tiles.grid import Grid, as_bytes
-from wherever.tiles.work import Prepare, Recipe, Work
+from wherever.tiles.work import Prepare, Recipe, Reduce, Work, compute
 
 Array = npt.NDArray[Any]
 Progress = bool | Callable[[int, int], None]
+
+_STRIP = 256  # rows that are compared at a time
 
 
 def apply(
@@ -99,6 +101,8 @@ def apply(
     >>> bool(np.allclose(smooth, ndimage.uniform_filter(image, 5), atol=1e-6))
     True
     """
+    if isinstance(out, str | Path) and isinstance(source, str | Path) and Path(source).resolve() == Path(out).resolve():
+        raise ValueError(f"out: {out} is the source itself; choose another name")
     with opened(source, bands) as opening:
         recipe = Recipe(what, opening, prepare, options)
         work = recipe.work()
@@ -144,15 +148,20 @@ def computed(
     progress: Progress = False,
     client: Any = None,
     skip: frozenset[int] = frozenset(),
+    reduce: Reduce | None = None,
 ) -> Iterator[tuple[int, tuple[Box, ...], Array]]:
-    """Compute the tiles of a grid, in any order: their numbers, boxes and values (rows, columns, bands)."""
+    """Compute the tiles of a grid, in any order: their numbers, boxes and values (rows, columns, bands).
+
+    With `reduce`, what it makes of the work and the box of a tile stands for the values.
+    """
     todo = [(number, boxes) for number, boxes in enumerate(grid) if number not in skip]
     if client is not None:
         from wherever.distributed import computed_there
 
-        source: Iterator[tuple[int, tuple[Box, ...], Array]] = computed_there(client, recipe, todo)
+        source: Iterator[tuple[int, tuple[Box, ...], Array]] = computed_there(client, recipe, todo, reduce)
     else:
-        source = ((number, boxes, work.compute(boxes[0])) for number, boxes in todo)
+        one = reduce or compute
+        source = ((number, boxes, one(work, boxes[0])) for number, boxes in todo)
     with telling(progress, len(grid)) as tell:
         tell(len(grid) - len(todo), len(grid))
         for done, item in enumerate(source, len(grid) - len(todo) + 1):
@@ -234,10 +243,28 @@ def each(
         First and last (exclusive) row and column.
     values : array (rows, columns, bands)
     """
+    parts: dict[str, Any] = {"memory": memory, "tile": tile, "prepare": prepare, "bands": bands}
+    yield from _reduced(what, source, None, progress=progress, client=client, **parts, **options)
+
+
+def _reduced(
+    what: Any,
+    source: str | Path | npt.ArrayLike | Source,
+    reduce: Reduce | None,
+    *,
+    memory: int | float | str = "2 GiB",
+    tile: int | Sequence[int] | None = None,
+    prepare: Prepare | None = None,
+    bands: Sequence[int] | None = None,
+    progress: Progress = False,
+    client: Any = None,
+    **options: Any,
+) -> Iterator[tuple[Box, Any]]:
+    """Go through a map tile by tile: boxes, and what a reduction makes of them where they are computed."""
     with opened(source, bands) as opening:
         recipe = Recipe(what, opening, prepare, options)
         work = recipe.work()
-        for _, boxes, values in computed(recipe, work, grid_of(work, tile, memory), progress, client):
+        for _, boxes, values in computed(recipe, work, grid_of(work, tile, memory), progress, client, reduce=reduce):
             yield boxes[0], values
 
 
@@ -261,17 +288,12 @@ def peaks(
     radius: int = 1,
     most: int | None = None,
     band: int = 0,
-    memory: int | float | str = "2 GiB",
-    tile: int | Sequence[int] | None = None,
-    prepare: Prepare | None = None,
-    bands: Sequence[int] | None = None,
-    progress: Progress = False,
     **options: Any,
 ) -> Peaks:
     """Return the places where a map is at least `threshold`, and nowhere larger within `radius` rows and columns.
 
     The map itself is not kept. Where neighbouring places are equal, all of them are peaks. Other parameters are
-    those of `map`.
+    those of `each`.
 
     Parameters
     ----------
@@ -285,34 +307,10 @@ def peaks(
     if not isinstance(radius, int) or radius < 1:
         raise ValueError(f"radius: {radius!r} must be a whole number from 1")
     found: list[Array] = []
-    with opened(source, bands) as opening:
-        work = Recipe(what, opening, prepare, options).work()
-        if not 0 <= band < work.shape[2]:
-            raise ValueError(f"band: {band} is not one of the map's {work.shape[2]}, counted from 0")
-        # Copies of a tile of the map are compared here, which its computation does not count.
-        grid = grid_of(work, tile, as_bytes(memory) * 7 // 10)
-        with telling(progress, len(grid)) as tell:
-            for number, ((rows, columns),) in enumerate(grid, 1):
-                wider = tuple(
-                    (max(0, low - radius), min(n, high + radius))
-                    for (low, high), n in zip((rows, columns), work.shape[:2], strict=True)
-                )
-                values = work.compute(wider)[:, :, band]
-                # NaN is no peak, nor does it hide one.
-                known = np.where(np.isnan(values), -np.inf, values) if values.dtype.kind == "f" else values
-                high = (known >= maximum_filter(known, 2 * radius + 1, mode="nearest")) & (known >= threshold)
-                if values.dtype.kind == "f":
-                    high &= ~np.isnan(values)
-                (top, _), (left, _) = wider
-                high = high[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
-                i, j = np.nonzero(high)
-                best = known[i + rows[0] - top, j + columns[0] - left]
-                table = np.empty(len(i), [("row", np.int64), ("column", np.int64), ("value", best.dtype)])
-                table["row"], table["column"], table["value"] = i + rows[0], j + columns[0], best
-                found.append(table)
-                if most is not None and sum(len(f) for f in found) > 4 * most + 1000:
-                    found = [_best(found, most)]
-                tell(number, len(grid))
+    for _, table in _reduced(what, source, _PeaksOf(radius, threshold, band), **options):
+        found.append(table)
+        if most is not None and sum(len(f) for f in found) > 4 * most + 1000:
+            found = [_best(found, most)]
     kept = _best(found, most)
     return Peaks(kept["row"].astype(np.int64), kept["column"].astype(np.int64), np.array(kept["value"]))
 
@@ -341,9 +339,8 @@ def histogram(
     if edges.ndim != 1 or len(edges) < 2 or (np.diff(edges) <= 0).any():
         raise ValueError(f"bins: {bins!r} must be at least two numbers, rising")
     counts = np.zeros(len(edges) - 1, np.int64)
-    for _, values in each(what, source, **options):
-        seen = values[:, :, band]
-        counts += np.histogram(seen[~np.isnan(seen)] if seen.dtype.kind == "f" else seen, edges)[0]
+    for _, part in _reduced(what, source, _Counts(edges, band), **options):
+        counts += part
     return counts
 
 
@@ -359,4 +356,77 @@ def anywhere(
 
     The map itself is not kept. Other parameters are those of `each`.
     """
-    return any(bool((values[:, :, band] >= threshold).any()) for _, values in each(what, source, **options))
+    return any(reached for _, reached in _reduced(what, source, _Reaches(threshold, band), **options))
+
+
+# ------------------------------------------------------------------- what is made of a tile, where it was computed
+
+
+@dataclass(frozen=True)
+class _PeaksOf:
+    """The peaks of a tile: a table of rows, columns and values."""
+
+    radius: int
+    threshold: float
+    band: int
+
+    def __call__(self, work: Work, box: Box) -> Array:
+        wider = tuple(
+            (max(0, low - self.radius), min(n, high + self.radius))
+            for (low, high), n in zip(box, work.shape[:2], strict=True)
+        )
+        values = band_of(work, wider, self.band)
+        (top, _), (left, _) = wider
+        (a, b), (c, d) = box
+        # A strip of rows after the other, with the rows around it, since several copies of it are compared.
+        return np.concatenate(
+            [
+                self._strip(values, (low - top, min(low + _STRIP, b) - top), (c - left, d - left), (top, left))
+                for low in range(a, b, _STRIP)
+            ]
+        )
+
+    def _strip(self, values: Array, rows: tuple[int, int], columns: tuple[int, int], corner: tuple[int, int]) -> Array:
+        before = min(self.radius, rows[0])
+        part = values[rows[0] - before : rows[1] + self.radius]
+        # NaN is no peak, nor does it hide one.
+        known = np.where(np.isnan(part), -np.inf, part) if part.dtype.kind == "f" else part
+        high = (known >= maximum_filter(known, 2 * self.radius + 1, mode="nearest")) & (known >= self.threshold)
+        if part.dtype.kind == "f":
+            high &= ~np.isnan(part)
+        i, j = np.nonzero(high[before : before + rows[1] - rows[0], slice(*columns)])
+        i, j = i + rows[0], j + columns[0]
+        best = values[i, j]
+        table = np.empty(len(i), [("row", np.int64), ("column", np.int64), ("value", best.dtype)])
+        table["row"], table["column"], table["value"] = i + corner[0], j + corner[1], best
+        return table
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """How many values of a tile fall between edges."""
+
+    edges: npt.NDArray[np.float64]
+    band: int
+
+    def __call__(self, work: Work, box: Box) -> Array:
+        seen = band_of(work, box, self.band)
+        return np.histogram(seen[~np.isnan(seen)] if seen.dtype.kind == "f" else seen, self.edges)[0]
+
+
+@dataclass(frozen=True)
+class _Reaches:
+    """Whether a tile reaches a threshold."""
+
+    threshold: float
+    band: int
+
+    def __call__(self, work: Work, box: Box) -> bool:
+        return bool((band_of(work, box, self.band) >= self.threshold).any())
+
+
+def band_of(work: Work, box: Box, band: int) -> Array:
+    """Compute one band of a box of a map, (rows, columns)."""
+    if not 0 <= band < work.shape[2]:
+        raise ValueError(f"band: {band} is not one of the map's {work.shape[2]}, counted from 0")
+    return work.compute(box)[:, :, band]

@@ -63,6 +63,14 @@ class Work(Protocol):
         ...
 
 
+Reduce = Callable[[Work, Box], Any]  # what is made of a box of a map; it may travel to other processes
+
+
+def compute(work: Work, box: Box) -> Array:
+    """Compute a box of a map: the reduction that keeps all of it."""
+    return work.compute(box)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to make work: what travels to other processes.
