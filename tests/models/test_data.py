@@ -69,7 +69,8 @@ def test_blood(tmp_path):
     archive(tmp_path / "bccd.tar", {"bccd/a.xml": xml, "bccd/a.jpg": jpeg((0, 250, 0), (32, 48))})
     ((image, boxes),) = reading.blood(tmp_path)
     assert image.shape == (3, 48, 32)
-    assert image[1].min() > 0.9 > 0.1 > image[0].max()
+    assert image.dtype == torch.uint8
+    assert image[1].min() > 230 > 25 > image[0].max()
     assert boxes == [("WBC", (1, 2, 30, 40.5))]
 
 
