@@ -14,8 +14,10 @@ module                 system                                                   
 `positions`            locally connected layers, coordinate channels (Liu et al.     digits, photographs
                        2018): where invariance is not wanted
 `neocognitron`         the neocognitron (Fukushima 1982), and a later variant        digits
-`fcn`                  fully convolutional network (Long, Shelhamer, Darrell      photographs of blood
+`fcn`                  fully convolutional network (Long, Shelhamer, Darrell         photographs of blood
                        2015): dense prediction at any size
+`spoken_digits`        time-delay network (Waibel et al. 1989), and a CNN on the     words of four speakers
+                       spectrogram
 `hyperspectral`        kernels of 1x1, 3x3 and three dimensions over 198 bands       a scene of Jasper Ridge
 `text_cnn`             CNN for sentences (Kim 2014), and what goes wrong             sentences about films
 =====================  ============================================================  ==============================
