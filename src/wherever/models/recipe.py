@@ -87,7 +87,7 @@ class Report:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        columns = min(len(self.panels), 3)
+        columns = 2 if len(self.panels) == 4 else min(len(self.panels), 3)
         rows = -(-len(self.panels) // columns)
         figure = Figure(figsize=(3.6 * columns + 0.6, 3.4 * rows), layout="constrained")
         FigureCanvasAgg(figure)
