@@ -294,29 +294,35 @@ def spectral(folder: Path, quick: bool) -> str:
 # --- Waldo -----------------------------------------------------------------------------------------------------------
 
 
-def waldo(folder: Path, quick: bool) -> str:
-    """The rank of the right place among the finds of each scene, trained on the others, two held out at a time."""
+def waldo_scenes(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Boxes], dict[str, Boxes]]:
+    """Return the scenes by name, the head in each, and regions of each that count neither way."""
     files = members(folder / "waldo_12.tar")
-    truth: dict[str, dict[str, list[list[float]]]] = {}
+    boxes: dict[str, dict[str, list[list[float]]]] = {"head": {}, "ignore": {}}
     listing = next(content for name, content in files.items() if name.endswith("boxes.csv"))
     for row in csv.DictReader(io.StringIO(listing.decode())):
-        boxes = truth.setdefault(row["file"], {"head": [], "ignore": []})
-        boxes[row["kind"]].append([float(row[k]) for k in ("xmin", "ymin", "xmax", "ymax")])
-    names = sorted(truth)[:4] if quick else sorted(truth)
+        there = boxes[row["kind"]].setdefault(row["file"], [])
+        there.append([float(row[k]) for k in ("xmin", "ymin", "xmax", "ymax")])
+    names = sorted(boxes["head"])
     images = {name: picture(next(c for f, c in files.items() if f.endswith("/" + name))) for name in names}
+    heads, ignored = ({n: np.array(b.get(n, [])).reshape(-1, 4) for n in names} for b in boxes.values())
+    return images, heads, ignored
+
+
+def waldo(folder: Path, quick: bool) -> str:
+    """The rank of the right place among the finds of each scene, trained on the others, two held out at a time."""
+    images, heads, ignored = waldo_scenes(folder)
+    names = list(images)[: 4 if quick else None]
     ranks, seconds, megapixels = [], 0.0, 0.0
     for first in range(0, len(names), 2):
         held_out = names[first : first + 2]
         training = [name for name in names if name not in held_out]
-        detector = Detector(upright=True).fit([images[n] for n in training], [truth[n]["head"] for n in training])
+        detector = Detector(upright=True).fit([images[n] for n in training], [heads[n] for n in training])
         for name in held_out:
             start = time.perf_counter()
             finds = detector.find(images[name], top=2000)
             seconds += time.perf_counter() - start
             megapixels += images[name].shape[0] * images[name].shape[1] / 1e6
-            hits = average_precision(
-                [finds], [truth[name]["head"]], match="centre", ignore=[truth[name]["ignore"]]
-            ).hits
+            hits = average_precision([finds], [heads[name]], match="centre", ignore=[ignored[name]]).hits
             ranks.append(int(np.argmax(hits)) + 1 if hits.any() else 2001)
     rows = [
         [

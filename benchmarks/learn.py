@@ -15,8 +15,6 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
 import argparse
-import csv
-import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from find import KINDS, Blood, Boxes, Finder, members, opencv, picture, table
+from find import KINDS, Blood, Boxes, Finder, opencv, table, waldo_scenes
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
@@ -230,16 +228,8 @@ def blood(folder: Path, given: argparse.Namespace) -> str:
 
 def waldo(folder: Path, given: argparse.Namespace) -> str:
     """The rank of Waldo among the finds of scenes held out, two at a time."""
-    files = members(folder / "waldo_12.tar")
-    truth: dict[str, dict[str, list[list[float]]]] = {}
-    listing = next(content for name, content in files.items() if name.endswith("boxes.csv"))
-    for row in csv.DictReader(io.StringIO(listing.decode())):
-        boxes = truth.setdefault(row["file"], {"head": [], "ignore": []})
-        boxes[row["kind"]].append([float(row[k]) for k in ("xmin", "ymin", "xmax", "ymax")])
-    names = sorted(truth)
-    images = {name: picture(next(c for f, c in files.items() if f.endswith("/" + name))) for name in names}
-    marked = {name: np.array(truth[name]["head"]).reshape(-1, 4) for name in names}
-    ignored = {name: np.array(truth[name]["ignore"]).reshape(-1, 4) for name in names}
+    images, marked, ignored = waldo_scenes(folder)
+    names = list(images)
     rows = []
     for method in given.methods:
         ranks, swept, pixels, trained = [], 0.0, 0, 0.0
