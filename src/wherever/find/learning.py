@@ -127,7 +127,7 @@ def small_head(template: Template, maps: int, width: int = HEAD_WIDTH) -> nn.Seq
     )
 
 
-NETWORK = Recipe(small_network, redrawn, rate=3e-3, decay=5e-3, seconds=40.0)
+NETWORK = Recipe(small_network, redrawn, rate=3e-3, decay=5e-3, seconds=120.0)
 HEAD = Recipe(small_head, noisy, rate=2e-3, decay=2e-2, seconds=20.0)
 
 
