@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from wherever.tiles.axes import Places, Resample, Spread, Window
 from wherever.tiles.graph import Operation, Where
+from wherever.torch import functional as ours
 from wherever.torch.modules import BOUNDARIES
 
 _CUBIC = -0.75  # Keys' parameter, as PyTorch has it
@@ -28,7 +29,6 @@ def each(value: Any, spatial: int) -> tuple[int, ...]:
 
 def convolution(module: Any) -> Operation:
     """Return a convolutional layer, of PyTorch or of this package, as an operation."""
-    own = type(module).__module__.startswith("wherever.")
     return convolution_by(
         module.weight,
         module.bias,
@@ -37,7 +37,6 @@ def convolution(module: Any) -> Operation:
         module.dilation,
         module.groups,
         boundary=BOUNDARIES[module.padding_mode],
-        own=own,
     )
 
 
@@ -50,7 +49,6 @@ def convolution_by(
     groups: int,
     *,
     boundary: str = "zeros",
-    own: bool = False,
 ) -> Operation:
     """Return a convolution as an operation."""
     spatial = w.ndim - 2
@@ -62,12 +60,8 @@ def convolution_by(
     rules = tuple(
         Window(k, s, d, p, boundary) for k, s, d, p in zip(w.shape[2:], stride, dilation, before, strict=True)
     )
-    functions: Any = functional
-    if own:
-        from wherever.torch import functional as ours
-
-        functions = ours
-    function = getattr(functions, f"conv{spatial}d")
+    # On this engine: PyTorch's library keeps scratch memory for every shape of a tile.
+    function = getattr(ours, f"conv{spatial}d")
 
     def compute(arrays: list[Any], where: Where) -> Tensor:
         result: Tensor = function(arrays[0], w, b, stride=stride, padding=0, dilation=dilation, groups=groups)
@@ -86,7 +80,7 @@ def transposed_by(w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilati
     spatial = w.ndim - 2
     stride, dilation, before = (each(v, spatial) for v in (stride, dilation, padding))
     rules = tuple(Spread(k, s, d, p) for k, s, d, p in zip(w.shape[2:], stride, dilation, before, strict=True))
-    function: Any = getattr(functional, f"conv_transpose{spatial}d")
+    function: Any = getattr(ours, f"conv_transpose{spatial}d")
 
     def compute(arrays: list[Any], where: Where) -> Tensor:
         y: Tensor = function(arrays[0], w, b, stride=stride, dilation=dilation, groups=groups)
