@@ -25,6 +25,7 @@ from wherever.cli.common import (
     plot_format,
     plural,
 )
+from wherever.cli.options import RESULT, Debug
 from wherever.cli.progress import Steps
 from wherever.files.images import Image, locate
 from wherever.files.outputs import write_atomically
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     Results = dict[str, Stationarity | Locality | Sharing | None]
 
-_HOW, _RESULT = "What is checked", "Results"
+_HOW = "What is checked"
 _QUESTIONS = {
     "stationarity": "Do patches look the same wherever they are?",
     "locality": "How far must one look?",
@@ -80,18 +81,15 @@ def check(
     ] = None,
     seed: Annotated[int, Option(metavar="N", min=0, rich_help_panel=_HOW, help="Seed of what is drawn at random.")] = 0,
     plot: Annotated[
-        Path | None, Option(metavar="FILE.png", rich_help_panel=_RESULT, help="Draw what was found.")
+        Path | None, Option(metavar="FILE.png", rich_help_panel=RESULT, help="Draw what was found.")
     ] = None,
     as_json: Annotated[
         bool,
         Option(
-            "--json", metavar="", rich_help_panel=_RESULT, help="Print the result as JSON on stdout instead of tables."
+            "--json", metavar="", rich_help_panel=RESULT, help="Print the result as JSON on stdout instead of tables."
         ),
     ] = False,
-    debug: Annotated[
-        bool,
-        Option("--debug", metavar="", rich_help_panel=_RESULT, help="On an error, show where it happened (traceback)."),
-    ] = False,
+    debug: Debug = False,
 ) -> int:
     """Check whether translation invariance and locality are true of pictures.
 

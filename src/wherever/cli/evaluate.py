@@ -28,6 +28,7 @@ from wherever.cli.common import (
     plural,
 )
 from wherever.cli.examples import train
+from wherever.cli.options import RESULT, SEARCH, AnyRotation, Bands, Debug, Scales
 from wherever.cli.progress import Steps
 from wherever.files.boxes import Annotation, read_boxes
 from wherever.files.images import locate
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from wherever.find.detector import Detector
     from wherever.find.finds import Finds
 
-_HOW, _SEARCH, _RESULT = "What is evaluated (one of these)", "Where and how to look", "Results"
+_HOW = "What is evaluated (one of these)"
 MATCHES: tuple[Literal["iou", "centre"], ...] = ("iou", "centre")
 
 
@@ -101,7 +102,7 @@ def evaluate(
             "--train",
             metavar="N",
             min=1,
-            rich_help_panel=_SEARCH,
+            rich_help_panel=SEARCH,
             help="With --folds: learn from at most N pictures each time.",
             show_default="all others",
         ),
@@ -111,7 +112,7 @@ def evaluate(
         Option(
             "--in",
             metavar="PICTURE",
-            rich_help_panel=_SEARCH,
+            rich_help_panel=SEARCH,
             help="With --examples: a picture they are on. Repeatable.",
         ),
     ] = None,
@@ -120,43 +121,18 @@ def evaluate(
         Option(
             "--complete",
             metavar="",
-            rich_help_panel=_SEARCH,
+            rich_help_panel=SEARCH,
             help="With --examples: every occurrence in their pictures is marked.",
         ),
     ] = False,
-    scales: Annotated[
-        str | None,
-        Option(
-            metavar="MIN:MAX",
-            rich_help_panel=_SEARCH,
-            help="Sizes to look for, relative to the examples, for example 0.5:2.",
-            show_default="learnt from the examples",
-        ),
-    ] = None,
-    any_rotation: Annotated[
-        bool | None,
-        Option(
-            "--any-rotation/--upright",
-            metavar="",
-            rich_help_panel=_SEARCH,
-            help="Look for turned ones too, or only for things that stand as the examples do.",
-            show_default=False,
-        ),
-    ] = None,
-    bands: Annotated[
-        str | None,
-        Option(
-            metavar="LIST",
-            rich_help_panel=_SEARCH,
-            help="Use only these bands, counted from 1, for example 1-30,45.",
-            show_default="all",
-        ),
-    ] = None,
+    scales: Scales = None,
+    any_rotation: AnyRotation = None,
+    bands: Bands = None,
     out: Annotated[
         str | None,
         Option(
             metavar="FOLDER",
-            rich_help_panel=_RESULT,
+            rich_help_panel=RESULT,
             help="Where to write precision-recall.png and evaluation.json.",
             show_default="evaluation; with --json nothing is written",
         ),
@@ -164,13 +140,10 @@ def evaluate(
     as_json: Annotated[
         bool,
         Option(
-            "--json", metavar="", rich_help_panel=_RESULT, help="Print the result as JSON on stdout instead of a table."
+            "--json", metavar="", rich_help_panel=RESULT, help="Print the result as JSON on stdout instead of a table."
         ),
     ] = False,
-    debug: Annotated[
-        bool,
-        Option("--debug", metavar="", rich_help_panel=_RESULT, help="On an error, show where it happened (traceback)."),
-    ] = False,
+    debug: Debug = False,
 ) -> int:
     """Measure how good finds are, against pictures in which everything is marked.
 

@@ -13,6 +13,7 @@ from typer import Argument, Option
 from wherever.cli.common import NOTHING_FOUND, as_list, match_picture, parse_bands, parse_scales
 from wherever.cli.examples import gather, saved_to, train
 from wherever.cli.large import expand, read
+from wherever.cli.options import RESULT, SEARCH, AnyRotation, Bands, Debug, Scales
 from wherever.cli.progress import Steps
 from wherever.cli.results import ScoreFormat, print_results, results_as_json, subfolders, write, write_table
 from wherever.cli.searching import Search, georeference
@@ -24,7 +25,7 @@ from wherever.tiles.grid import as_bytes
 if TYPE_CHECKING:
     from wherever.find.finds import Finds
 
-_MARK, _SEARCH, _RESULT = "What to find", "Where and how to look", "Results"
+_MARK = "What to find"
 
 
 def find(
@@ -92,39 +93,14 @@ def find(
         str | None,
         Option(metavar="FILE", rich_help_panel=_MARK, help="Use a detector that was saved, instead of examples."),
     ] = None,
-    scales: Annotated[
-        str | None,
-        Option(
-            metavar="MIN:MAX",
-            rich_help_panel=_SEARCH,
-            help="Sizes to look for, relative to the examples, for example 0.5:2.",
-            show_default="learnt from the examples",
-        ),
-    ] = None,
-    any_rotation: Annotated[
-        bool | None,
-        Option(
-            "--any-rotation/--upright",
-            metavar="",
-            rich_help_panel=_SEARCH,
-            help="Look for turned ones too, or only for things that stand as the examples do.",
-            show_default=False,
-        ),
-    ] = None,
-    bands: Annotated[
-        str | None,
-        Option(
-            metavar="LIST",
-            rich_help_panel=_SEARCH,
-            help="Use only these bands, counted from 1, for example 1-30,45.",
-            show_default="all",
-        ),
-    ] = None,
+    scales: Scales = None,
+    any_rotation: AnyRotation = None,
+    bands: Bands = None,
     missing: Annotated[
         bool,
         Option(
             "--missing",
-            rich_help_panel=_SEARCH,
+            rich_help_panel=SEARCH,
             help="Pixels that are NaN or infinite are missing: look around them. Without it they are an error.",
         ),
     ] = False,
@@ -133,7 +109,7 @@ def find(
         Option(
             metavar="N",
             min=1,
-            rich_help_panel=_SEARCH,
+            rich_help_panel=SEARCH,
             help="The N best finds of each picture, however they score.",
             show_default=False,
         ),
@@ -144,7 +120,7 @@ def find(
             metavar="P",
             min=0,
             max=1,
-            rich_help_panel=_SEARCH,
+            rich_help_panel=SEARCH,
             help="Finds that score at least P, between 0 and 1.",
             show_default="learnt with the detector",
         ),
@@ -153,7 +129,7 @@ def find(
         str,
         Option(
             metavar="SIZE",
-            rich_help_panel=_SEARCH,
+            rich_help_panel=SEARCH,
             help="Pictures that would take more than this, for example 500MB, are read and searched tile by tile.",
         ),
     ] = "2GiB",
@@ -161,7 +137,7 @@ def find(
         str | None,
         Option(
             metavar="ADDRESS",
-            rich_help_panel=_SEARCH,
+            rich_help_panel=SEARCH,
             help="Read and search large pictures on the workers of a Dask cluster, for example tcp://host:8786.",
         ),
     ] = None,
@@ -169,7 +145,7 @@ def find(
         str | None,
         Option(
             metavar="FOLDER",
-            rich_help_panel=_RESULT,
+            rich_help_panel=RESULT,
             help="Where to write finds.csv, finds.geojson, overlay.png and scores.png; with several pictures the last "
             "three in a folder for each.",
             show_default="finds; with --json nothing is written",
@@ -178,7 +154,7 @@ def find(
     scores: Annotated[
         ScoreFormat,
         Option(
-            rich_help_panel=_RESULT,
+            rich_help_panel=RESULT,
             help="Score at every pixel as a picture (scores.png), as numbers (scores.tif, float32), or not at all. Of "
             "pictures beyond --memory scores.png is as small as overlay.png.",
         ),
@@ -188,27 +164,24 @@ def find(
         Option(
             "--crs",
             metavar="",
-            rich_help_panel=_RESULT,
+            rich_help_panel=RESULT,
             help="Write finds.geojson in the coordinates of a georeferenced picture instead of pixels.",
         ),
     ] = False,
     coco: Annotated[
-        bool, Option("--coco", metavar="", rich_help_panel=_RESULT, help="Write finds.coco.json, too.")
+        bool, Option("--coco", metavar="", rich_help_panel=RESULT, help="Write finds.coco.json, too.")
     ] = False,
     save: Annotated[
         str | None,
-        Option(metavar="FILE", rich_help_panel=_RESULT, help="Save the detector, to be used again with --detector."),
+        Option(metavar="FILE", rich_help_panel=RESULT, help="Save the detector, to be used again with --detector."),
     ] = None,
     as_json: Annotated[
         bool,
         Option(
-            "--json", metavar="", rich_help_panel=_RESULT, help="Print the finds as JSON on stdout instead of a table."
+            "--json", metavar="", rich_help_panel=RESULT, help="Print the finds as JSON on stdout instead of a table."
         ),
     ] = False,
-    debug: Annotated[
-        bool,
-        Option("--debug", metavar="", rich_help_panel=_RESULT, help="On an error, show where it happened (traceback)."),
-    ] = False,
+    debug: Debug = False,
 ) -> int:
     """Mark a few examples of a thing, and find every other place where it is.
 

@@ -37,9 +37,6 @@ class ScoreFormat(StrEnum):
     NONE = "none"
 
 
-_MARK, _SEARCH, _RESULT = "What to find", "Where and how to look", "Results"
-
-
 def subfolders(images: Sequence[str]) -> dict[str, str]:
     """Name a folder for each picture if there are several: its name without suffix, numbered if that is taken."""
     if len(images) == 1:

@@ -31,6 +31,7 @@ from wherever.cli.common import (
 from wherever.cli.examples import saved_to
 from wherever.cli.examples import train as fit
 from wherever.cli.large import expand
+from wherever.cli.options import RESULT, SEARCH, Bands, Debug
 from wherever.files.boxes import read_boxes
 from wherever.files.images import locate
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from wherever.find.learning import Round
 
 _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
-_HOW, _SEARCH, _RESULT = "How to learn", "Where and how to look", "Results"
+_HOW = "How to learn"
 
 
 class Kind(StrEnum):
@@ -73,7 +74,7 @@ def train(
         str,
         Option(
             metavar="FILE",
-            rich_help_panel=_RESULT,
+            rich_help_panel=RESULT,
             help="Where to save the detector, for wherever find --detector FILE.",
             show_default=False,
         ),
@@ -115,32 +116,21 @@ def train(
     upright: Annotated[
         bool,
         Option(
-            "--upright", metavar="", rich_help_panel=_SEARCH, help="Things are never turned or mirrored, as letters."
+            "--upright", metavar="", rich_help_panel=SEARCH, help="Things are never turned or mirrored, as letters."
         ),
     ] = False,
     scales: Annotated[
         str | None,
         Option(
             metavar="MIN:MAX",
-            rich_help_panel=_SEARCH,
+            rich_help_panel=SEARCH,
             help="Sizes to look for, relative to the mean of the boxes, for example 0.5:2.",
             show_default="learnt from the boxes",
         ),
     ] = None,
-    bands: Annotated[
-        str | None,
-        Option(
-            metavar="LIST",
-            rich_help_panel=_SEARCH,
-            help="Use only these bands, counted from 1, for example 1-30,45.",
-            show_default="all",
-        ),
-    ] = None,
+    bands: Bands = None,
     seed: Annotated[int, Option(metavar="N", rich_help_panel=_HOW, help="Of all that is drawn at random.")] = 0,
-    debug: Annotated[
-        bool,
-        Option("--debug", metavar="", rich_help_panel=_RESULT, help="On an error, show where it happened (traceback)."),
-    ] = False,
+    debug: Debug = False,
 ) -> int:
     """Train a detector on pictures in which everything is marked, and save it.
 

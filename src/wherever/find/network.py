@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,16 +116,12 @@ class Network:
             member = Member(tuple(layers), float(np.asarray(arrays[f"{number}.share"])[0]))
             window = (self.template.rows, self.template.columns)
             channels = [self.eye.maps, *(len(layer.weights) for layer in layers)]
-            fits = all(layer.weights.shape[1] == c and len(layer.bias) == k
-                       for layer, c, k in zip(layers, channels, channels[1:], strict=False))  # fmt: skip
-            if not layers or channels[-1] != 1 or not fits or (member.field, member.stride) != (window, self._stride):
+            shapes = [(layer.weights.shape[1], len(layer.bias)) for layer in layers]
+            fits = bool(layers) and channels[-1] == 1 and shapes == list(pairwise(channels))
+            if not fits or (member.field, member.stride) != (window, self.template.stride):
                 raise ValueError(f"the layers of network {number} do not fit each other, or its window")
             members.append(member)
         return replace(self, members=tuple(members))
-
-    @property
-    def _stride(self) -> int:
-        return self.template.stride
 
     @cached_property
     def _runner(self) -> _Runner:

@@ -56,7 +56,9 @@ def tiled(
     Notes
     -----
     Every layer is computed on just the part of its input that a tile needs, with padding only where the layer's own
-    input ends: no layer sees zeros, or anything else, that it would not see in the whole image.
+    input ends: no layer sees zeros, or anything else, that it would not see in the whole image. Convolutions run on
+    this engine, so that memory is bounded whatever the shapes of tiles; results agree with the model's to the accuracy
+    of its type.
 
     Examples
     --------

@@ -595,7 +595,7 @@ class WinogradPrepared:
             sparse=x_steps(p)[-1] > 1,
             rows=tiling.rows,
             vectors=tiling.vectors,
-            ahead=tiling.vectors if tiling.together <= tiling.rows else 1,
+            ahead=-(-tiling.vectors // -(-tiling.together // tiling.rows)),
             activation=self.finish.activation,
             adds=self.finish.adds,
         )

@@ -98,11 +98,12 @@ def direct(
             sums = kernel.variables(down, across, vectors)
             with kernel.loop(t, kernel.minimum(t + size("chunk_taps"), taps)) as tap:
                 window, weights = image.moved(offset[tap]), panel[tap]
-                following_panel = weights.moved(taps * channels * width + (0 if asked is None else asked))
+                coming = None if asked is None else weights.moved(taps * channels * width + asked)
                 with kernel.loop(c, kernel.minimum(c + size("chunk_channels"), channels)) as channel:
                     given = [weights[channel, v * lanes].load() for v in range(vectors)]
-                    for line in range(0 if asked is None else ahead):
-                        following_panel[channel, line * lanes].prefetch(2)
+                    if coming is not None:
+                        for line in range(ahead):
+                            coming[channel, line * lanes].prefetch(2)
                     for i, j in places:
                         value = window[i, j, channel].splat()
                         for v in range(vectors):
@@ -153,7 +154,7 @@ def direct(
         with kernel.loop(size("groups")) as g, kernel.loop(size("first"), size("last")) as block:
             some: Int | int = start
             if ahead:
-                some = kernel.minimum(start + vectors // ahead, stop)
+                some = kernel.minimum(start + -(-vectors // ahead), stop)
                 with kernel.loop(start, some) as number:
                     tile(number, g, block, kernel.number((number - start) * (ahead * lanes)))
             with kernel.loop(some, stop) as number:

@@ -202,7 +202,7 @@ def winograd(
     def products(groups: Int) -> None:
         """M = V U: a chunk of terms at a time for all groups, so that its weights stay in the first cache."""
         chunk = min(CHUNK, terms)
-        some = kernel.minimum(groups, vectors // ahead)
+        some = kernel.minimum(groups, -(-vectors // ahead))
 
         def chunk_products(point: Int, k: Int, first: Int | int, stop: Int | int) -> None:
             with kernel.loop(some) as group:
